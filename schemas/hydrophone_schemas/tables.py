@@ -1,0 +1,128 @@
+"""The tables of the store: Arrow schemas of what is written, column by column.
+
+Times are UTC microseconds. A statistic that is unknown is null, never 0. ``*_window`` tables are append-only:
+a closed window is written once and never changed. Keys are small integers so that hot tables stay narrow:
+``stream`` gives a stream's key, ``request`` a request's.
+"""
+
+from typing import Final
+
+import pyarrow as pa
+
+TIME: Final = pa.timestamp("us")
+
+
+def _schema(*columns: tuple[str, pa.DataType] | tuple[str, pa.DataType, bool]) -> pa.Schema:
+    """Columns are not null unless a third element True says that null means unknown."""
+    return pa.schema([pa.field(column[0], column[1], nullable=len(column) > 2) for column in columns])
+
+
+STREAM: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("id", pa.string()),
+    ("model", pa.string()),
+    ("version", pa.string()),
+    ("site", pa.string()),
+    ("fingerprint", pa.string()),
+    ("width", pa.int32()),
+    ("dtype", pa.string()),
+    ("created", TIME),
+)
+"""One row per stream, when it is first opened."""
+
+STREAM_WINDOW: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("window_start", TIME),
+    ("window_end", TIME),
+    ("rows", pa.int64()),  # all rows of the window that reached the learner
+    ("rows_sink", pa.int64()),  # of them: norm beyond the sink threshold; neither learned nor scored
+    ("rows_quarantined", pa.int64()),  # of them: NaN or Inf somewhere; neither learned nor scored
+    ("rows_late", pa.int64()),  # of them: time before the window's start
+    ("rows_scored", pa.int64()),  # rows behind fvu, l0 and the feature statistics
+    ("rows_learned", pa.int64()),  # rows trained on during the window (from the shuffle buffer)
+    ("requests", pa.int64()),  # distinct requests among the rows
+    ("fvu", pa.float64(), True),  # fraction of variance unexplained, on rows not yet trained on
+    ("l0", pa.float64(), True),  # mean active features per scored row
+    ("dead_fraction", pa.float64(), True),  # share of features that have not fired for dead_after_rows rows
+    ("mean_norm", pa.float64(), True),  # mean Euclidean norm of scored rows, as captured
+    ("median_norm", pa.float64(), True),  # running median norm behind the sink threshold
+    ("features_fired", pa.int32(), True),  # features that fired at least once in the window
+    ("dictionary_version", pa.int32()),
+)
+
+FEATURE_WINDOW: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("window_start", TIME),
+    ("window_end", TIME),
+    ("feature", pa.int32()),
+    ("fired", pa.int64()),  # rows on which the feature was active
+    ("sum", pa.float64()),
+    ("sum_squares", pa.float64()),
+    ("max", pa.float32()),
+    ("dictionary_version", pa.int32()),
+)
+"""Only features that fired in the window have a row; join ``stream_window`` for the number of rows behind it."""
+
+EXAMPLE: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("feature", pa.int32()),
+    ("value", pa.float32()),  # activation of the feature when the row was seen
+    ("score", pa.float64()),  # rank key: log2(value) + rows seen / half-life, so that examples follow the dictionary
+    ("request_key", pa.int64()),
+    ("sequence", pa.int32()),
+    ("position", pa.int32()),
+    ("token", pa.int32(), True),
+    ("time", TIME),
+    ("written", TIME),
+    ("dictionary_version", pa.int32()),
+)
+"""Top activating rows; the current ones are the best by ``score`` per (stream, feature)."""
+
+REQUEST: Final = _schema(
+    ("request_key", pa.int64()),
+    ("id", pa.string()),
+    ("model", pa.string()),
+    ("version", pa.string()),
+    ("producer", pa.string()),
+    ("started", TIME),
+    ("sample", pa.float64()),  # probability with which this request was taken
+    ("attributes", pa.string()),  # JSON object
+)
+
+REQUEST_TOKENS: Final = _schema(
+    ("request_key", pa.int64()),
+    ("sequence", pa.int32()),
+    ("position", pa.int32()),  # of the first piece
+    ("pieces", pa.list_(pa.string())),
+)
+"""Token strings, kept only where the producer opted in with ``text=``."""
+
+REQUEST_ROWS: Final = _schema(
+    ("request_key", pa.int64()),
+    ("stream_key", pa.int32()),
+    ("window_start", TIME),
+    ("rows", pa.int64()),
+    ("rows_prompt", pa.int64()),
+    ("rows_decode", pa.int64()),
+)
+"""Rows of a request received for a stream in a window."""
+
+OUTCOME: Final = _schema(
+    ("request_id", pa.string()),
+    ("model", pa.string()),
+    ("time", TIME),
+    ("received", TIME),
+    ("source", pa.string()),
+    ("labels", pa.string()),  # JSON object
+)
+
+TABLES: Final = {
+    "stream": STREAM,
+    "stream_window": STREAM_WINDOW,
+    "feature_window": FEATURE_WINDOW,
+    "example": EXAMPLE,
+    "request": REQUEST,
+    "request_tokens": REQUEST_TOKENS,
+    "request_rows": REQUEST_ROWS,
+    "outcome": OUTCOME,
+}
