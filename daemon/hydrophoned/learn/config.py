@@ -1,0 +1,52 @@
+"""Settings of one stream's learner."""
+
+from dataclasses import dataclass
+
+from hydrophoned.learn.errors import InvalidConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """Settings of one stream's learner; counts are in rows unless the field says otherwise."""
+
+    features: int = 0
+    """Latents F of the dictionary; 0 means 8 times the row width."""
+    k: int = 32
+    """Active latents per row; at most the row width's number of latents."""
+    batch_rows: int = 512
+    """Rows of one training step, and of one pass of the statistics."""
+    buffer_rows: int = 4096
+    """Capacity of the shuffle buffer."""
+    warmup_rows: int = 2048
+    """Rows collected before the dictionary is initialised from them."""
+    normaliser_rows: int = 8192
+    """Rows after which mean and scale no longer move."""
+    learning_rate: float = 3e-3
+    """Step size at the start; it falls with the square root of the rows learned."""
+    sink_norm_factor: float = 5.0
+    """A row whose norm exceeds this many times the running median is neither learned nor scored, but counted."""
+    dead_after_rows: int = 8192
+    """Rows after which a silent feature counts as dead."""
+    examples_per_feature: int = 8
+    """Top activating rows kept per feature."""
+    reservoir_rows: int = 8192
+    """Rows of the uniform sample of raw rows."""
+    window_seconds: float = 10.0
+    """Length of a statistics window, in seconds."""
+    patience_seconds: float = 30.0
+    """On a slow stream: time after which fewer than ``warmup_rows`` or a full buffer are enough to learn from."""
+    seed: int = 0
+    """Seed of everything random in this learner."""
+
+    def __post_init__(self) -> None:
+        for name in ("k", "batch_rows", "buffer_rows", "warmup_rows", "dead_after_rows", "window_seconds"):
+            if getattr(self, name) <= 0:
+                raise InvalidConfig(f"{name} = {getattr(self, name)} must be positive")
+
+    def features_for(self, width: int) -> int:
+        """Number of latents for rows of this width."""
+        return self.features or 8 * width
+
+    def k_for(self, width: int) -> int:
+        """Active latents for rows of this width: a code wider than the row itself would say nothing."""
+        return min(self.k, self.features_for(width), max(1, width // 2))

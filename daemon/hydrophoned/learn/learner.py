@@ -1,0 +1,299 @@
+"""One stream's learner: rows in; a dictionary, closed windows, examples and a reservoir out. No clock, no I/O."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hydrophoned.learn.buffers import Reservoir, ShuffleBuffer
+from hydrophoned.learn.config import LearnerConfig
+from hydrophoned.learn.errors import CheckpointError, WidthMismatch
+from hydrophoned.learn.examples import TopExamples
+from hydrophoned.learn.metadata import RowMetadata
+from hydrophoned.learn.normaliser import Normaliser, SinkFilter
+from hydrophoned.learn.statistics import FeatureStatistics
+from hydrophoned.learn.topk import TopKConfig, TopKDictionary
+from hydrophoned.learn.window import OpenWindow
+from hydrophoned.rows import Rows
+
+_MIN_WARMUP_ROWS = 64
+_STALE_STAGING_US = 1_000_000
+_COUNTERS = ("rows_seen", "rows_sink", "rows_quarantined", "rows_late", "rows_scored", "rows_learned", "_last_step")
+_LAST = ("last_fvu", "last_l0", "last_mean_norm")
+_PARTS = ("dictionary", "normaliser", "sinks", "statistics", "examples", "buffer", "reservoir", "window")
+
+
+class Encoded(NamedTuple):
+    """Codes of rows given from outside.
+
+    ``index`` int32 [n, k] and ``value`` float32 [n, k]; ``sink`` and ``finite`` are bool [n]. Rows that are not
+    finite have index -1 and value 0.
+    """
+
+    index: NDArray[np.int32]
+    value: NDArray[np.float32]
+    sink: NDArray[np.bool_]
+    finite: NDArray[np.bool_]
+
+
+class StreamLearner:
+    """Learns a dictionary of one stream while it runs, and keeps its statistics.
+
+    Rows are handled in chunks of ``batch_rows``, so that how they were split into batches does not matter. Each chunk
+    is first scored with the dictionary as it is (fvu, l0, feature statistics and examples are therefore always of
+    rows not yet trained on), and then goes to the shuffle buffer from which training draws.
+    """
+
+    def __init__(
+        self, stream_key: int, width: int, config: LearnerConfig, *, device: torch.device | None = None
+    ) -> None:
+        self.stream_key, self.width, self.config = stream_key, width, config
+        self.device = device or torch.device("cpu")
+        self.features, self.k = config.features_for(width), config.k_for(width)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.dictionary = TopKDictionary(
+            TopKConfig(
+                width=width,
+                features=self.features,
+                k=self.k,
+                learning_rate=config.learning_rate,
+                dead_after_rows=config.dead_after_rows,
+            ),
+            generator=self.generator,
+            device=self.device,
+        )
+        self.normaliser = Normaliser(width, config.normaliser_rows, self.device)
+        self.sinks = SinkFilter(config.sink_norm_factor, self.device)
+        self.statistics = FeatureStatistics(self.features, self.device)
+        self.examples = TopExamples(self.features, config.examples_per_feature, self.device)
+        self.buffer = ShuffleBuffer(width, config.buffer_rows, config.batch_rows, self.generator, self.device)
+        self.reservoir = Reservoir(width, config.reservoir_rows, self.generator, self.device)
+        self.window = OpenWindow(stream_key, int(config.window_seconds * 1e6), width)
+        self.dictionary_version = 0
+        self.rows_seen = self.rows_sink = self.rows_quarantined = self.rows_late = self.rows_scored = 0
+        self.rows_learned = 0
+        self.last_fvu: float | None = None
+        self.last_l0: float | None = None
+        self.last_mean_norm: float | None = None
+        self._closed: list[dict[str, pa.RecordBatch]] = []
+        self._staged: list[tuple[Tensor, RowMetadata]] = []
+        self._staged_rows = 0
+        self._last_step = 0
+
+    # -- rows in ------------------------------------------------------------------------------------------------
+
+    def observe(self, rows: Rows) -> None:
+        """Take in rows; whole chunks are scored and learned at once, the rest waits for more."""
+        if rows.activation.ndim != 2 or rows.activation.shape[1] != self.width:
+            raise WidthMismatch(f"rows of shape {rows.activation.shape} given to a stream of width {self.width}")
+        size = self.config.batch_rows
+        start = 0
+        while start < rows.count:
+            stop = min(start + size - self._staged_rows, rows.count)
+            part = rows.slice(start, stop)
+            self._staged.append((_to_float(part, self.device), RowMetadata.of(part, self.device)))
+            self._staged_rows += stop - start
+            start = stop
+            if self._staged_rows == size:
+                self._process_staged()
+
+    def advance(self, now: int) -> None:
+        """Let time pass to ``now`` (UTC us): stale staged rows are handled, windows that have ended are closed."""
+        if self._staged and now - int(self._staged[0][1].time[0]) > _STALE_STAGING_US:
+            self._process_staged()
+        if self.window.ended(now):
+            self._close_window()
+        patience = int(self.config.patience_seconds * 1e6)
+        if now - self._last_step > patience:
+            self._last_step = now
+            if not self.dictionary_version and self.buffer.count >= _MIN_WARMUP_ROWS:
+                self._initialise()
+            elif self.dictionary_version and self.buffer.count >= self.config.batch_rows:
+                self._train(self.buffer.draw(self.config.batch_rows))
+
+    def flush(self) -> None:
+        """Handle and learn everything held back, and close the window."""
+        self._process_staged()
+        if not self.dictionary_version and self.buffer.count >= _MIN_WARMUP_ROWS:
+            self._initialise()
+        while self.dictionary_version and self.buffer.count:
+            self._train(self.buffer.draw(self.config.batch_rows))
+        self._close_window()
+
+    def take_closed(self) -> list[dict[str, pa.RecordBatch]]:
+        """Windows closed since the last call: record batches by table name."""
+        closed, self._closed = self._closed, []
+        return closed
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    def encode(self, x: NDArray[np.float32]) -> Encoded:
+        """Codes of rows x [n, d], in the model's own scale. Raises WidthMismatch."""
+        if x.ndim != 2 or x.shape[1] != self.width:
+            raise WidthMismatch(f"rows of shape {x.shape} given to a stream of width {self.width}")
+        rows = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
+        norms = rows.norm(dim=1)
+        finite = norms.isfinite()
+        codes = self.dictionary.encode(self.normaliser.apply(torch.where(finite[:, None], rows, 0.0)))
+        order = codes.value.argsort(dim=1, descending=True)
+        index = codes.index.gather(1, order).masked_fill(~finite[:, None], -1)
+        value = codes.value.gather(1, order).masked_fill(~finite[:, None], 0.0)
+        sink = finite & (norms > self.sinks.factor * (self.sinks.median or math.inf))
+        return Encoded(*(part.cpu().numpy() for part in (index, value, sink, finite)))
+
+    def status(self) -> dict[str, Any]:
+        """Figures of the stream as it stands; unknown is None."""
+        scored = self.rows_scored > 0
+        dead = self.statistics.dead_fraction(self.config.dead_after_rows) if scored else None
+        return {
+            "rows_seen": self.rows_seen,
+            "rows_sink": self.rows_sink,
+            "rows_quarantined": self.rows_quarantined,
+            "rows_late": self.rows_late,
+            "rows_scored": self.rows_scored,
+            "rows_learned": self.rows_learned,
+            "rows_buffered": self.buffer.count + self._staged_rows,
+            "fvu": self.last_fvu,
+            "l0": self.last_l0,
+            "mean_norm": self.last_mean_norm,
+            "dead_fraction": dead,
+            "features_alive": None if dead is None else round(self.features * (1 - dead)),
+            "features_fired": int(self.statistics.fired_ever.sum()) if scored else None,
+            "features": self.features,
+            "k": self.k,
+            "dictionary_version": self.dictionary_version,
+            "median_norm": self.sinks.median,
+            "sink_norm_factor": self.sinks.factor,
+            "reservoir_rows": self.reservoir.count,
+            "features_revived": self.dictionary.rows_revived_total,
+        }
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """State to go on exactly, by part: tensors and plain numbers. Staged rows are handled first."""
+        self._process_staged()
+        return {
+            "learner": {name: getattr(self, name) for name in _COUNTERS}
+            | {"generator": self.generator.get_state(), "dictionary_version": self.dictionary_version}
+            | {name: getattr(self, name) for name in _LAST if getattr(self, name) is not None},
+            **{name: getattr(self, name).state_dict() for name in _PARTS},
+        }
+
+    def load_state(self, state: dict[str, dict[str, Any]]) -> None:
+        """Take over a state of :meth:`state_dict` of a learner with the same width and config.
+
+        Raises CheckpointError when a part is missing or of another shape.
+        """
+        try:
+            own = state["learner"]
+            for name in _PARTS:
+                getattr(self, name).load_state(state[name])
+            for name in _COUNTERS:
+                setattr(self, name, int(own[name]))
+            for name in _LAST:
+                setattr(self, name, own.get(name))
+            self.dictionary_version = int(own["dictionary_version"])
+            self.generator.set_state(own["generator"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"state does not fit this learner (width {self.width}, features {self.features}): {error!r}") from error
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _process_staged(self) -> None:
+        if not self._staged:
+            return
+        x = torch.cat([part[0] for part in self._staged]) if len(self._staged) > 1 else self._staged[0][0]
+        metadata = self._staged[0][1]
+        for part in self._staged[1:]:
+            metadata = metadata.join(part[1])
+        self._staged, self._staged_rows = [], 0
+        # a chunk may reach over the end of the window: its rows are told apart by their own time
+        while len(x):
+            end = self.window.end
+            if end is None:
+                self.window.open(int(metadata.time.min()))
+                continue
+            inside = metadata.time < end
+            if bool(inside.all()):
+                self._process(x, metadata)
+                return
+            if bool(inside.any()):
+                self._process(x[inside], metadata.take(inside))
+            self._close_window()
+            x, metadata = x[~inside], metadata.take(~inside)
+
+    def _process(self, x: Tensor, metadata: RowMetadata) -> None:
+        norms = x.norm(dim=1)
+        finite = norms.isfinite()
+        sink = torch.zeros_like(finite)
+        sink[finite] = self.sinks.split(norms[finite])
+        keep = finite & ~sink
+        late = int((metadata.time < self.window.start).sum())
+        self.rows_seen += len(x)
+        self.rows_sink += int(sink.sum())
+        self.rows_quarantined += int((~finite).sum())
+        self.rows_late += late
+        self.window.add_rows(metadata, rows_sink=int(sink.sum()), rows_quarantined=int((~finite).sum()), rows_late=late)
+        if not bool(keep.all()):
+            x, norms, metadata = x[keep], norms[keep], metadata.take(keep)
+        if not len(x):
+            return
+        self.normaliser.update(x)
+        self.reservoir.update(x, metadata)
+        y = self.normaliser.apply(x)
+        if self.dictionary_version:
+            self._score(y, norms, metadata)
+        for batch in self.buffer.push(y):
+            if not self.dictionary_version:
+                self._initialise()
+            self._train(batch)
+        if not self.dictionary_version and self.buffer.count >= self.config.warmup_rows:
+            self._initialise()
+        self._last_step = max(self._last_step, int(metadata.time.max()))
+
+    def _score(self, y: Tensor, norms: Tensor, metadata: RowMetadata) -> None:
+        codes = self.dictionary.encode(y)
+        error = self.dictionary.decode(codes).sub_(y)
+        self.statistics.update(codes)
+        self.examples.update(codes, metadata, self.rows_scored)
+        self.window.add_scores(y, error, norms, active=int((codes.value > 0).sum()))
+        self.rows_scored += len(y)
+        self.last_fvu, self.last_l0, self.last_mean_norm = self.window.fvu, self.window.l0, self.window.mean_norm
+
+    def _initialise(self) -> None:
+        self.dictionary.initialise(self.buffer.content)
+        self.dictionary_version = 1
+
+    def _train(self, batch: Tensor) -> None:
+        self.dictionary.partial_fit(batch)
+        self.rows_learned += len(batch)
+        self.window.rows_learned += len(batch)
+
+    def _close_window(self) -> None:
+        if not self.window.rows and not self.window.rows_learned:
+            self.window.forget()
+            return
+        dead = self.statistics.dead_fraction(self.config.dead_after_rows) if self.rows_scored else None
+        self._closed.append(
+            self.window.close(
+                self.statistics,
+                self.examples,
+                dead_fraction=dead,
+                median_norm=self.sinks.median,
+                dictionary_version=self.dictionary_version,
+            )
+        )
+        self.statistics.reset_window()
+
+
+def _to_float(rows: Rows, device: torch.device) -> Tensor:
+    """Activations as float32 [n, d] on ``device``; one copy at most."""
+    tensor = torch.from_numpy(rows.activation)
+    if rows.dtype == "bfloat16":
+        tensor = tensor.view(torch.bfloat16)
+    return tensor.to(device, torch.float32)

@@ -1,0 +1,224 @@
+"""The open statistics window of a stream, and its closing into Arrow tables."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from hydrophone_schemas import tables
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hydrophoned.learn.examples import TopExamples
+from hydrophoned.learn.metadata import RowMetadata
+from hydrophoned.learn.statistics import FeatureStatistics
+
+_COUNTERS = ("rows", "rows_sink", "rows_quarantined", "rows_late", "rows_scored", "rows_learned")
+
+
+class OpenWindow:
+    """Counts and sums over the rows of one window [start, end), in us; sums in float64."""
+
+    def __init__(self, stream_key: int, length_us: int, width: int) -> None:
+        self.stream_key, self.length_us, self.width = stream_key, length_us, width
+        self.start: int = 0
+        self.end: int | None = None
+        self.rows = self.rows_sink = self.rows_quarantined = self.rows_late = 0
+        self.rows_scored = self.rows_learned = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        for name in _COUNTERS:
+            setattr(self, name, 0)
+        self.squared_error = self.squared_norm = self.norm_sum = 0.0
+        self.active = 0
+        self.row_sum = torch.zeros(self.width, dtype=torch.float64)
+        self._requests: list[NDArray[np.int64]] = []
+
+    def open(self, time: int) -> None:
+        """Begin the window that holds ``time``."""
+        self.start = time - time % self.length_us
+        self.end = self.start + self.length_us
+
+    def ended(self, now: int) -> bool:
+        """True when ``now`` is at or past the end."""
+        return self.end is not None and now >= self.end
+
+    def forget(self) -> None:
+        """Drop an empty window; the next row opens the one it belongs to."""
+        self.end = None
+
+    def add_rows(self, metadata: RowMetadata, *, rows_sink: int, rows_quarantined: int, rows_late: int) -> None:
+        """Count rows as they come, before any is set apart."""
+        request, phase = metadata.request.cpu().numpy(), metadata.phase.cpu().numpy()
+        self.rows += len(request)
+        self.rows_sink += rows_sink
+        self.rows_quarantined += rows_quarantined
+        self.rows_late += rows_late
+        keys, inverse, counts = np.unique(request, return_inverse=True, return_counts=True)
+        decode = np.bincount(inverse, weights=phase, minlength=len(keys)).astype(np.int64)
+        self._requests.append(np.stack([keys, counts, decode]))
+        if len(self._requests) > 64:  # noqa: PLR2004  bounds memory over a long window of few requests
+            self._requests = [self._merged_requests()]
+
+    def add_scores(self, y: Tensor, error: Tensor, norms: Tensor, *, active: int) -> None:
+        """Add scored rows: normalised y [n, d], their reconstruction error [n, d], norms as captured [n]."""
+        self.rows_scored += len(y)
+        self.squared_error += float(error.square().sum(dtype=torch.float64))
+        self.squared_norm += float(y.square().sum(dtype=torch.float64))
+        self.row_sum += y.sum(0, dtype=torch.float64).cpu()
+        self.norm_sum += float(norms.sum(dtype=torch.float64))
+        self.active += active
+
+    @property
+    def fvu(self) -> float | None:
+        """Squared error over squared distance from the window's own mean; None below two rows or without variance."""
+        if self.rows_scored < 2:  # noqa: PLR2004
+            return None
+        variance = self.squared_norm - float(self.row_sum.square().sum()) / self.rows_scored
+        return self.squared_error / variance if variance > 1e-9 * self.squared_norm else None  # noqa: PLR2004
+
+    @property
+    def mean_norm(self) -> float | None:
+        """Mean Euclidean norm of scored rows, as captured."""
+        return self.norm_sum / self.rows_scored if self.rows_scored else None
+
+    @property
+    def l0(self) -> float | None:
+        """Mean number of active features per scored row."""
+        return self.active / self.rows_scored if self.rows_scored else None
+
+    def close(
+        self,
+        statistics: FeatureStatistics,
+        examples: TopExamples,
+        *,
+        dead_fraction: float | None,
+        median_norm: float | None,
+        dictionary_version: int,
+    ) -> dict[str, pa.RecordBatch]:
+        """The window's tables by name; the window is empty afterwards and not open."""
+        merged = self._merged_requests()
+        start, end = self.start, self.end if self.end is not None else self.start + self.length_us
+        known = int((merged[0] >= 0).sum())
+        stream = {
+            "stream_key": self.stream_key,
+            "window_start": start,
+            "window_end": end,
+            **{name: getattr(self, name) for name in _COUNTERS},
+            "requests": known,
+            "fvu": self.fvu,
+            "l0": self.l0,
+            "dead_fraction": dead_fraction,
+            "mean_norm": self.mean_norm,
+            "median_norm": median_norm,
+            "features_fired": int((statistics.fired > 0).sum()) if self.rows_scored else None,
+            "dictionary_version": dictionary_version,
+        }
+        closed = {
+            "stream_window": _batch({name: [value] for name, value in stream.items()}, tables.STREAM_WINDOW),
+            "feature_window": self._features(statistics, start, end, dictionary_version),
+            "example": self._examples(examples, end, dictionary_version),
+            "request_rows": _batch(
+                {
+                    "request_key": merged[0],
+                    "stream_key": np.full(len(merged[0]), self.stream_key),
+                    "window_start": np.full(len(merged[0]), start),
+                    "rows": merged[1],
+                    "rows_prompt": merged[1] - merged[2],
+                    "rows_decode": merged[2],
+                },
+                tables.REQUEST_ROWS,
+            ),
+        }
+        self._clear()
+        self.end = None
+        return closed
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to go on exactly."""
+        return {
+            "start": self.start,
+            "end": -1 if self.end is None else self.end,
+            **{name: getattr(self, name) for name in _COUNTERS},
+            "squared_error": self.squared_error,
+            "squared_norm": self.squared_norm,
+            "norm_sum": self.norm_sum,
+            "active": self.active,
+            "row_sum": self.row_sum.clone(),
+            "requests": torch.from_numpy(self._merged_requests()),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over a state of :meth:`state_dict`."""
+        self.start = int(state["start"])
+        self.end = None if state["end"] < 0 else int(state["end"])
+        for name in (*_COUNTERS, "active"):
+            setattr(self, name, int(state[name]))
+        for name in ("squared_error", "squared_norm", "norm_sum"):
+            setattr(self, name, float(state[name]))
+        self.row_sum = state["row_sum"].clone()
+        self._requests = [state["requests"].numpy()]
+
+    def _merged_requests(self) -> NDArray[np.int64]:
+        """Distinct request keys, their rows and their decode rows: int64 [3, m]."""
+        if not self._requests:
+            return np.zeros((3, 0), dtype=np.int64)
+        stacked = np.concatenate(self._requests, axis=1)
+        keys, inverse = np.unique(stacked[0], return_inverse=True)
+        merged = np.zeros((3, len(keys)), dtype=np.int64)
+        merged[0] = keys
+        np.add.at(merged[1], inverse, stacked[1])
+        np.add.at(merged[2], inverse, stacked[2])
+        return merged
+
+    def _features(self, statistics: FeatureStatistics, start: int, end: int, version: int) -> pa.RecordBatch:
+        fired = statistics.fired.nonzero().squeeze(1)
+        count = len(fired)
+        return _batch(
+            {
+                "stream_key": np.full(count, self.stream_key),
+                "window_start": np.full(count, start),
+                "window_end": np.full(count, end),
+                "feature": fired.cpu().numpy(),
+                "fired": statistics.fired[fired].cpu().numpy(),
+                "sum": statistics.sum[fired].cpu().numpy(),
+                "sum_squares": statistics.sum_squares[fired].cpu().numpy(),
+                "max": statistics.max[fired].cpu().numpy(),
+                "dictionary_version": np.full(count, version),
+            },
+            tables.FEATURE_WINDOW,
+        )
+
+    def _examples(self, examples: TopExamples, written: int, version: int) -> pa.RecordBatch:
+        feature, slot = examples.take_fresh()
+        metadata = RowMetadata._make(column[feature, slot].cpu().numpy() for column in examples.metadata)
+        count = len(feature)
+        return _batch(
+            {
+                "stream_key": np.full(count, self.stream_key),
+                "feature": feature.cpu().numpy(),
+                "value": examples.value[feature, slot].cpu().numpy(),
+                "score": examples.score[feature, slot].cpu().numpy(),
+                "request_key": metadata.request,
+                "sequence": metadata.sequence,
+                "position": metadata.position,
+                "token": pa.array(metadata.token, mask=np.asarray(metadata.token) < 0),
+                "time": metadata.time,
+                "written": np.full(count, written),
+                "dictionary_version": np.full(count, version),
+            },
+            tables.EXAMPLE,
+        )
+
+
+def _batch(columns: dict[str, Any], schema: pa.Schema) -> pa.RecordBatch:
+    arrays = []
+    for field in schema:
+        array = columns[field.name]
+        if not isinstance(array, pa.Array):
+            array = pa.array(array)
+        if pa.types.is_timestamp(field.type):
+            array = array.cast(pa.int64())
+        arrays.append(array.cast(field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
