@@ -13,20 +13,26 @@ class LazyAdam:
     """Moments for W_dec [F, d], W_enc [F, d], b_enc [F] (one step count per latent) and for b_dec [d]."""
 
     def __init__(
-        self, features: int, width: int, device: torch.device, *, betas: tuple[float, float] = (0.9, 0.99)
+        self,
+        features: int,
+        width: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        betas: tuple[float, float] = (0.9, 0.99),
     ) -> None:
         self.betas = betas
         self.eps = 1e-12  # gradients of a mean over n * d elements are small: eps must be far below them
         self.steps = torch.zeros(features, dtype=torch.int64, device=device)
         self.vector_steps = torch.zeros((), dtype=torch.int64, device=device)
         shapes = {"W_dec": (features, width), "W_enc": (features, width), "b_enc": (features,), "b_dec": (width,)}
-        self.first = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
-        self.second = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+        self.first = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+        self.second = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
 
     def step_size(self, latents: Tensor, rate: float) -> Tensor:
         """Bias-corrected step size of each of ``latents`` [U], from its own step count."""
         steps = self.steps[latents].double()
-        return (rate * (1 - self.betas[1] ** steps).sqrt() / (1 - self.betas[0] ** steps)).float()
+        return (rate * (1 - self.betas[1] ** steps).sqrt() / (1 - self.betas[0] ** steps)).to(self.first["W_dec"].dtype)
 
     def direction(self, name: str, latents: Tensor, gradient: Tensor) -> Tensor:
         """Move the moments of ``latents`` by their ``gradient``; return m / (sqrt(v) + eps), same shape."""

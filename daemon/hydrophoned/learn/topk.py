@@ -8,7 +8,7 @@ With y a row, W_enc and W_dec [F, d], unit rows in W_dec:
     p     = (y - b_dec) W_enc^T + b_enc                [F]
     z     = ReLU(TopK_k(p))                            k values
     y_hat = z W_dec + b_dec
-    loss  = |y_hat - y|^2 / d  +  aux_weight |e - e_hat|^2 / |e|^2 d ...     (see :meth:`TopKDictionary.partial_fit`)
+    loss  = mean |y_hat - y|^2 / d  +  aux_weight |e - e_hat|^2 / |e|^2      (see :meth:`TopKDictionary.partial_fit`)
 
 Only one product is dense: p. Decoding, and the gradients of both matrices, go through the k active latents, as
 sparse (CSR) products; the optimiser touches only rows whose latent was active in the batch.
@@ -64,24 +64,31 @@ class TopKConfig:
 class TopKDictionary:
     """A TopK dictionary of normalised rows. See the module for equations and papers."""
 
-    def __init__(self, config: TopKConfig, *, generator: torch.Generator, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        config: TopKConfig,
+        *,
+        generator: torch.Generator,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.config = config
         self.width, self.features, self.k = config.width, config.features, config.k
         self.device = device or torch.device("cpu")
         self.generator = generator
         d, F = config.width, config.features
-        directions = torch.randn(F, d, generator=generator)
+        directions = torch.randn(F, d, generator=generator, dtype=dtype)
         self.W_dec = (directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-12)).to(self.device)
         self.W_enc = self.W_dec.clone()
-        self.b_enc = torch.zeros(F, device=self.device)
-        self.b_dec = torch.zeros(d, device=self.device)
+        self.b_enc = torch.zeros(F, dtype=dtype, device=self.device)
+        self.b_dec = torch.zeros(d, dtype=dtype, device=self.device)
         self.silent_rows = torch.zeros(F, dtype=torch.int64, device=self.device)
         self.rows_learned = 0
         self.rows_since_revival = 0
         self.rows_revived_total = 0
-        self.adam = LazyAdam(F, d, self.device)
-        self._half = _has_fast_bfloat16(self.device) and config.low_precision
-        self._W_half = self.W_enc.bfloat16() if self._half else None
+        self.adam = LazyAdam(F, d, self.device, dtype)
+        half = config.low_precision and dtype is torch.float32 and _has_fast_bfloat16(self.device)
+        self._W_half = self.W_enc.bfloat16() if half else None
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -120,7 +127,7 @@ class TopKDictionary:
         order = torch.cat([torch.randperm(n, generator=self.generator) for _ in range(-(-F // n))])[:F].to(x.device)
         rows = x[order] - centre
         rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        noise = torch.randn(F, d, generator=self.generator).to(x.device) / d**0.5
+        noise = torch.randn(F, d, generator=self.generator, dtype=x.dtype).to(x.device) / d**0.5
         mixed = rows + noise
         self.W_dec.copy_(mixed / mixed.norm(dim=1, keepdim=True).clamp_min(1e-12))
         self.W_enc.copy_(self.W_dec)
@@ -156,8 +163,11 @@ class TopKDictionary:
         b_dec_grad = g.sum(0) - _gather_sum(index, slope, self.W_enc).sum(0)
         pairs = [_Pairs(index, value, slope, g, centred)]
         dead = self.dead
-        if self.config.aux_k and bool(dead.any()):
-            pairs.append(self._auxiliary(p, dead, error, centred))
+        if self.config.aux_k:
+            waiting = dead.clone()
+            waiting[index[active].long()] = False  # one that fires in this batch learns from its own firing
+            if bool(waiting.any()):
+                pairs.append(self._auxiliary(p, waiting, error, centred))
         self._update(pairs, b_dec_grad)
         self._count_firings(index, active, n)
         revived = self._revive(x, error) if self.rows_since_revival >= self.config.revive_every_rows else 0
@@ -167,6 +177,7 @@ class TopKDictionary:
     def _auxiliary(self, p: Tensor, dead: Tensor, error: Tensor, centred: Tensor) -> "_Pairs":
         n = len(p)
         latents = dead.nonzero().squeeze(1)
+        # no gradient to e or to b_dec: dead latents are to fit what is missing, not to move what is there
         value, local = p[:, latents].topk(min(self.config.aux_k, len(latents)), dim=1, sorted=False)
         index = latents[local]
         residual = -error  # e = y - y_hat, held fixed
