@@ -1,0 +1,148 @@
+"""The thread of one stream's learner: takes rows from its queue, learns, and hands on closed windows."""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import torch
+
+from hydrophoned.ingest.queue import RowQueue
+from hydrophoned.learn.learner import StreamLearner
+from hydrophoned.rows import Rows
+
+_log = logging.getLogger(__name__)
+_TICK_SECONDS = 0.25
+T = TypeVar("T")
+
+
+class LearnerWorker:
+    """Owns a learner and the only thread that touches it; ingestion never waits for it.
+
+    ``make_learner`` runs in the thread (making a dictionary takes tens of milliseconds); ``publish`` is called there
+    with each closed window's record batches by table name; ``now`` gives UTC microseconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        queue: RowQueue,
+        make_learner: Callable[[], StreamLearner],
+        publish: Callable[[dict[str, pa.RecordBatch]], None],
+        now: Callable[[], int],
+        *,
+        niceness: int = 0,
+    ) -> None:
+        self.name = name
+        self.queue = queue
+        self.rows_in = 0
+        self.rows_failed = 0
+        self.rows_per_second = 0.0
+        self.lag_seconds: float | None = None
+        self.cpu_seconds = 0.0
+        self.status: dict[str, Any] = {}
+        self._rows_out = 0
+        self._last_error = 0.0
+        self._make_learner, self._publish, self._now, self._niceness = make_learner, publish, now, niceness
+        self._tasks: deque[tuple[int, Callable[[StreamLearner], Any], Future[Any]]] = deque()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"learn {name}"[:60], daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, rows: Rows) -> None:
+        """Queue rows; never blocks. What the queue has to drop it counts."""
+        self.rows_in += rows.count
+        self.queue.put(rows)
+
+    def call(self, function: Callable[[StreamLearner], T], *, after_queued: bool = True) -> Future[T]:
+        """Run ``function(learner)`` in the thread, after the rows queued so far; its result comes as a future."""
+        future: Future[T] = Future()
+        if not self._thread.is_alive():
+            future.set_exception(RuntimeError(f"the learner of {self.name} has ended"))
+            return future
+        self._tasks.append((self.rows_in if after_queued else 0, function, future))
+        return future
+
+    def stop(self) -> None:
+        """Ask the thread to end after the tasks it was given; rows still queued are left."""
+        self._stopping.set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread; True when it has ended."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        if self._niceness:
+            # per thread on Linux: the model's process and our own ingestion go before learning
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
+        torch.set_grad_enabled(False)
+        learner = self._make_learner()
+        self.status = learner.status()
+        next_tick = time.monotonic() + _TICK_SECONDS
+        seen, since = learner.rows_seen, time.monotonic()
+        while not (self._stopping.is_set() and not self._tasks):
+            rows = self.queue.get(timeout=max(0.0, min(_TICK_SECONDS, next_tick - time.monotonic())))
+            if rows is not None:
+                self._observe(learner, rows)
+            self._run_tasks(learner)
+            now = time.monotonic()
+            if now >= next_tick:
+                self._guard(lambda: learner.advance(self._now()), 0)
+                rate = (learner.rows_seen - seen) / (now - since)
+                self.rows_per_second += (rate - self.rows_per_second) * 0.25
+                seen, since, next_tick = learner.rows_seen, now, now + _TICK_SECONDS
+                self.status = learner.status()
+                self.cpu_seconds = time.thread_time()
+                if rows is None:
+                    self.lag_seconds = 0.0 if self.lag_seconds is not None else None
+            for closed in learner.take_closed():
+                self._publish(closed)
+        self._fail_remaining()
+
+    def _observe(self, learner: StreamLearner, rows: Rows) -> None:
+        self._guard(lambda: learner.observe(rows), rows.count)
+        self._rows_out += rows.count
+        self.lag_seconds = max(0.0, (self._now() - int(rows.time[-1])) / 1e6)
+        self.queue.task_done()
+
+    def _run_tasks(self, learner: StreamLearner) -> None:
+        while self._tasks:
+            target, function, future = self._tasks[0]
+            if self._rows_out + self.queue.dropped_rows < target and not self._stopping.is_set():
+                return
+            self._tasks.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = function(learner)
+            except Exception as error:  # noqa: BLE001  the caller gets it, whatever it is
+                future.set_exception(error)
+            else:
+                self.status = learner.status()
+                for closed in learner.take_closed():
+                    self._publish(closed)
+                future.set_result(result)
+
+    def _guard(self, action: Callable[[], None], count: int) -> None:
+        """Run ``action``; an error costs its rows, is counted and logged (at most once a second), never the thread."""
+        try:
+            action()
+        except Exception:
+            self.rows_failed += count
+            if time.monotonic() - self._last_error > 1:
+                self._last_error = time.monotonic()
+                _log.exception("learner of %s failed on %d rows; it goes on with the next", self.name, count)
+
+    def _fail_remaining(self) -> None:
+        while self._tasks:
+            _, _, future = self._tasks.popleft()
+            future.set_exception(RuntimeError(f"the learner of {self.name} has ended"))

@@ -1,0 +1,1 @@
+"""``hydrophone demo``: a real language model, listened to live."""
