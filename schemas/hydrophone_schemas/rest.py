@@ -127,6 +127,8 @@ class StreamStatus(RestModel):
     l0: float | None = Field(default=None, description="mean active features per scored row, in the open window")
     dead_fraction: float | None = Field(default=None, description="share of features that have not fired for long")
     features_alive: Count | None = Field(default=None, description="features that are not dead")
+    features_fired: Count | None = Field(default=None, description="features that fired at least once so far")
+    features_revived: Count | None = Field(default=None, description="dead features set anew so far")
     mean_norm: float | None = Field(default=None, description="mean Euclidean norm of scored rows, in the open window")
     median_norm: float | None = Field(default=None, description="running median norm behind the sink threshold")
     sink_norm_factor: float | None = Field(

@@ -26,6 +26,7 @@ State = dict[str, dict[str, Any]]
 def save_checkpoint(directory: Path, state: State, about: dict[str, Any], *, keep: int = 2) -> Path:
     """Write ``state`` (tensors and numbers by part) as the next checkpoint in ``directory``; return its folder.
 
+    ``state`` is not copied: it must not change meanwhile (:func:`copy_state`).
     ``about`` says what it belongs to (stream, width, fingerprint, config) and is stored as it is. At least one and at
     most ``keep`` checkpoints remain. Raises OSError when the disk does not take it; older checkpoints are then intact.
     """
@@ -46,6 +47,17 @@ def save_checkpoint(directory: Path, state: State, about: dict[str, Any], *, kee
     for old in _checkpoints(directory)[: -max(keep, 1)]:
         shutil.rmtree(old)
     return target
+
+
+def copy_state(state: State) -> State:
+    """A copy of ``state`` in main memory that its owner no longer touches."""
+    return {
+        part: {
+            name: value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+            for name, value in values.items()
+        }
+        for part, values in state.items()
+    }
 
 
 def load_checkpoint(directory: Path) -> tuple[State, dict[str, Any]] | None:
@@ -88,7 +100,7 @@ def _read(path: Path) -> tuple[State, dict[str, Any]]:
 
 def _split(state: State) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
     tensors = {
-        f"{part}/{name}": value.detach().contiguous().cpu().clone()
+        f"{part}/{name}": value.contiguous().cpu()
         for part, values in state.items()
         for name, value in values.items()
         if isinstance(value, torch.Tensor)

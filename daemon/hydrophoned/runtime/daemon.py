@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pyarrow as pa
 import torch
 from aiohttp import web
 from hydrophone_schemas import tables
+from hydrophone_schemas.places import parse_address
 
 from hydrophoned.api import create_app
 from hydrophoned.ingest.producers import ProducerRegistry
@@ -21,7 +24,7 @@ from hydrophoned.ingest.sink import RequestSpec, StreamSpec
 from hydrophoned.learn.config import LearnerConfig
 from hydrophoned.rows import Rows
 from hydrophoned.runtime.backend import DaemonBackend
-from hydrophoned.runtime.checkpoint import load_json, write_json_atomically
+from hydrophoned.runtime.checkpoint import copy_state, load_json, write_json_atomically
 from hydrophoned.runtime.clock import now_us
 from hydrophoned.runtime.config import Config
 from hydrophoned.runtime.recorder import Recorder
@@ -30,6 +33,7 @@ from hydrophoned.store import Store, StoreReader, StoreWriter
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_SECONDS = 1.0
+_RETENTION_SECONDS = 3600.0
 
 
 class Ready(NamedTuple):
@@ -46,3 +50,218 @@ class Daemon:
 
     Everything here runs on the event loop's thread, but for learners and the store's writer, which have their own.
     """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.counters: Counter[str] = Counter()
+        self.started = now_us()
+        self.last_checkpoint: int | None = None
+        self.checkpoint_problem: str | None = None
+        data_dir = Path(config.daemon.data_dir)
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self._producers_file = data_dir / "producers.json"
+        self.store = Store(data_dir / "hydrophone.duckdb")
+        self.reader = StoreReader(self.store)
+        self.writer = StoreWriter(self.store)
+        self.recorder = Recorder(self.writer.put)
+        self.streams = StreamRegistry(
+            data_dir / "streams",
+            self._learner_config,
+            self.writer.put,
+            now_us,
+            device=_device(config.learn.device),
+            queue_bytes=config.ingest.queue_bytes,
+            max_streams=config.ingest.max_streams,
+            keep_checkpoints=config.store.keep_checkpoints,
+            niceness=config.daemon.nice,
+        )
+        self.producers = ProducerRegistry()
+        self._durable: dict[str, int] = {}
+        self._next_request = 1
+        self._checkpointing = asyncio.Lock()
+        self._last_try = time.monotonic()
+
+    # -- sink of the ingest server ------------------------------------------------------------------------------
+
+    def open_stream(self, spec: StreamSpec, producer: str) -> int:
+        """Key of the stream; raises StreamConflict or WidthMismatch."""
+        stream, new = self.streams.open(spec, producer)
+        if new:
+            _log.info("stream %s opened, width %d, %s", stream.id, spec.width, spec.dtype)
+            row = {
+                "stream_key": stream.key,
+                "id": stream.id,
+                **spec.id._asdict(),
+                "fingerprint": spec.fingerprint,
+                "width": spec.width,
+                "dtype": spec.dtype,
+                "created": stream.created,
+            }
+            self.writer.put({"stream": pa.RecordBatch.from_pylist([row], schema=tables.STREAM)})
+        return stream.key
+
+    def open_request(self, spec: RequestSpec) -> int:
+        """Key of a new request."""
+        key, self._next_request = self._next_request, self._next_request + 1
+        self.recorder.request(key, spec)
+        return key
+
+    def put_rows(self, stream_key: int, rows: Rows) -> None:
+        """Queue rows for their learner; never blocks."""
+        self.streams.by_key(stream_key).worker.put(rows)
+
+    def put_tokens(self, request_key: int, sequence: int, position: int, pieces: list[str | None]) -> None:
+        """Keep token strings, which the producer opted in to send."""
+        self.recorder.tokens(request_key, sequence, position, pieces)
+
+    def put_outcome(self, request_id: str, model: str, labels: dict[str, Any], time: int, source: str) -> None:
+        """Keep what the user told of a request."""
+        self.recorder.outcome(request_id, model, labels, time, now_us(), source)
+
+    def put_report(self, producer: str, report: dict[str, Any]) -> None:
+        """Keep a producer's counters; the registry has them already."""
+
+    def count(self, event: str, amount: int = 1) -> None:
+        """Count an event of ingestion."""
+        self.counters[event] += amount
+
+    async def flush(self) -> None:
+        """Learn everything received so far, close its windows and store them."""
+        for stream in self.streams:
+            await asyncio.wrap_future(stream.worker.call(lambda learner: learner.flush()))
+        self.recorder.flush()
+        await asyncio.to_thread(self.writer.flush, self.config.daemon.shutdown_timeout_s)
+
+    def durable(self, producer: str) -> int:
+        """Highest sequence of ``producer`` that a checkpoint covers."""
+        return self._durable.get(producer, 0)
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Take up streams, requests and producers of a former run."""
+        self.streams.restore(self.reader.stream_rows())
+        self._next_request = self.reader.max_request_key() + 1
+        saved = load_json(self._producers_file)
+        if saved is not None:
+            self.producers.load_state(saved["producers"])
+            self._durable = {producer: int(sequence) for producer, sequence in saved["durable"].items()}
+            self._next_request = max(self._next_request, int(saved["next_request"]))
+
+    async def checkpoint(self) -> None:
+        """Write every stream's state, then what of each producer it covers. Raises what went wrong."""
+        async with self._checkpointing:
+            self._last_try = time.monotonic()
+            covered = self.producers.received()
+            producers = self.producers.state_dict()
+            for stream in self.streams:
+                state, config = await asyncio.wrap_future(
+                    stream.worker.call(lambda learner: (copy_state(learner.state_dict()), learner.config))
+                )
+                await asyncio.to_thread(self.streams.save, stream, state, config)
+            self.recorder.flush()
+            await asyncio.to_thread(self.writer.flush, self.config.daemon.shutdown_timeout_s)
+            document = {"producers": producers, "durable": covered, "next_request": self._next_request}
+            await asyncio.to_thread(write_json_atomically, self._producers_file, document)
+            self._durable = covered
+            self.last_checkpoint = now_us()
+
+    async def keep_house(self) -> None:
+        """Once a second: hand over requests; when due: checkpoint and retention. Ends when cancelled."""
+        next_retention = time.monotonic()
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+            self.recorder.flush()
+            if time.monotonic() - self._last_try >= self.config.store.checkpoint_seconds:
+                try:
+                    await self.checkpoint()
+                    self.checkpoint_problem = None
+                except Exception as error:
+                    self.count("checkpoints_failed")
+                    self.checkpoint_problem = f"the last checkpoint failed: {error}"
+                    _log.exception("checkpoint failed; the one before stays, and it is tried again when next due")
+            if time.monotonic() >= next_retention:
+                next_retention = time.monotonic() + _RETENTION_SECONDS
+                self.writer.retain(now_us(), self.config.store.retention_days, self.config.store.max_bytes)
+
+    async def close(self) -> None:
+        """Learn what is queued, checkpoint, end the threads and close the store, within the configured time."""
+        limit = self.config.daemon.shutdown_timeout_s
+        try:
+            await asyncio.wait_for(self.checkpoint(), limit)
+        except TimeoutError:
+            _log.warning("rows were still queued after %.0f s of shutting down; they are lost", limit)
+        except Exception:
+            _log.exception("the last checkpoint failed; the one before stays")
+        for stream in self.streams:
+            stream.worker.stop()
+        for stream in self.streams:
+            await asyncio.to_thread(stream.worker.join, limit)
+        await asyncio.to_thread(self.writer.close, limit)
+        self.store.close()
+
+    def _learner_config(self, stream_id: str) -> LearnerConfig:
+        return self.config.learner_config(stream_id)
+
+
+async def run(config: Config, ready: Callable[[Ready], None] | None = None, stop: asyncio.Event | None = None) -> int:
+    """Run a daemon until SIGTERM, SIGINT, the end of its parent, or ``stop``; return the exit status.
+
+    ``ready`` is called once it listens. Signal handlers are set only where the loop runs in the main thread.
+    """
+    torch.set_num_threads(config.daemon.threads)
+    stop = stop or asyncio.Event()
+    _watch(config, stop)
+    daemon = Daemon(config)
+    daemon.restore()
+    server = IngestServer(daemon, daemon.producers, config.ingest)
+    runner = web.AppRunner(create_app(DaemonBackend(daemon, server)), access_log=None)
+    await runner.setup()
+    house = asyncio.create_task(daemon.keep_house())
+    try:
+        http = await _listen_http(runner, config)
+        await server.start(http=http)
+        if ready is not None:
+            ready(Ready(server.socket_path, server.tcp_address, http, os.getpid()))
+        await stop.wait()
+        _log.info("stopping: no new rows; learning what is queued")
+    finally:
+        await server.close()
+        await runner.cleanup()
+        house.cancel()
+        await asyncio.gather(house, return_exceptions=True)
+        await daemon.close()
+    return 0
+
+
+async def _listen_http(runner: web.AppRunner, config: Config) -> str | None:
+    """Start the HTTP site; its URL, or None when it is switched off."""
+    if config.http.address is None:
+        return None
+    address = parse_address(config.http.address)
+    await web.TCPSite(runner, address.host, address.port).start()
+    host, port = runner.addresses[0][:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _watch(config: Config, stop: asyncio.Event) -> None:
+    """Set ``stop`` on SIGTERM, SIGINT, and when the pipe ``parent_fd`` closes because the parent has ended."""
+    loop = asyncio.get_running_loop()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+    descriptor = config.daemon.parent_fd
+    if descriptor is not None:
+
+        def parent_ended() -> None:
+            if not os.read(descriptor, 1):
+                loop.remove_reader(descriptor)
+                stop.set()
+
+        loop.add_reader(descriptor, parent_ended)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

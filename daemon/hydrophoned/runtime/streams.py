@@ -18,7 +18,7 @@ from hydrophoned.ingest.sink import StreamSpec
 from hydrophoned.learn.config import LearnerConfig
 from hydrophoned.learn.errors import CheckpointError
 from hydrophoned.learn.learner import StreamLearner
-from hydrophoned.runtime.checkpoint import load_checkpoint, save_checkpoint
+from hydrophoned.runtime.checkpoint import State, load_checkpoint, save_checkpoint
 from hydrophoned.runtime.worker import LearnerWorker
 
 _log = logging.getLogger(__name__)
@@ -103,15 +103,15 @@ class StreamRegistry:
             )
             self._start(row["stream_key"], spec, row["created"])
 
-    def save(self, stream: Stream, learner: StreamLearner) -> None:
-        """Write a checkpoint of ``stream``; runs in its learner's thread."""
+    def save(self, stream: Stream, state: State, config: LearnerConfig) -> None:
+        """Write ``state`` as a checkpoint of ``stream``; blocks on the disk."""
         about = {
             "stream": stream.id,
             "fingerprint": stream.spec.fingerprint,
             "width": stream.spec.width,
-            "learner": asdict(learner.config),
+            "learner": asdict(config),
         }
-        save_checkpoint(self._folder(stream.id), learner.state_dict(), about, keep=self._keep)
+        save_checkpoint(self._folder(stream.id), state, about, keep=self._keep)
 
     def _start(self, key: int, spec: StreamSpec, created: int) -> Stream:
         name = str(spec.id)

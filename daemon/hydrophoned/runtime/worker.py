@@ -62,6 +62,16 @@ class LearnerWorker:
         self.rows_in += rows.count
         self.queue.put(rows)
 
+    @property
+    def alive(self) -> bool:
+        """True while the thread runs."""
+        return self._thread.is_alive()
+
+    def dropped(self) -> dict[str, int]:
+        """Rows received and not learned from, by reason."""
+        reasons = {"queue_full": self.queue.dropped_rows, "learner_error": self.rows_failed}
+        return {reason: rows for reason, rows in reasons.items() if rows}
+
     def call(self, function: Callable[[StreamLearner], T], *, after_queued: bool = True) -> Future[T]:
         """Run ``function(learner)`` in the thread, after the rows queued so far; its result comes as a future."""
         future: Future[T] = Future()

@@ -5,6 +5,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydrophone.tap import Status
+
 
 @dataclass
 class Figures:
@@ -34,12 +36,12 @@ class Meter:
     fvus: deque[float] = field(default_factory=lambda: deque(maxlen=60))
     _marks: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=20))
 
-    def read(self, tokens: int, tap_status: dict[str, Any], stream: dict[str, Any] | None) -> Figures:
-        """A reading from the tokens run so far, ``tap.status()`` and the stream's status from the API."""
+    def read(self, tokens: int, tap: Status, stream: dict[str, Any] | None) -> Figures:
+        """A reading from the tokens run so far, the tap's status and the stream's status from the API."""
         now = time.monotonic()
         figures = Figures(seconds=now - self.started, tokens=tokens)
-        figures.rows_sent = tap_status["rows_sent"]
-        figures.rows_dropped = sum(tap_status["rows_dropped"].values())
+        figures.rows_sent = sum(report["sent"] for report in tap.streams)
+        figures.rows_dropped = sum(tap.dropped.values())
         if stream is not None:
             figures.rows_received = stream["rows_received"]
             figures.rows_dropped += sum(stream["rows_dropped"].values())
