@@ -1,0 +1,115 @@
+"""The migrations of the database file: numbered, each in a transaction, none ever changed after a release.
+
+The tables are those of ``hydrophone_schemas.tables``; a test compares the two. There is no primary key and no index on
+purpose: an index on a growing table costs memory without bound, and indexes with upserts have damaged files.
+"""
+
+from typing import Final, NamedTuple
+
+import duckdb
+
+from hydrophoned.runtime.clock import now_us
+from hydrophoned.store.errors import StoreTooNew
+
+
+class Migration(NamedTuple):
+    """A step from version ``number - 1`` to ``number``."""
+
+    number: int
+    name: str
+    statements: tuple[str, ...]
+
+
+MIGRATIONS: Final = (
+    Migration(
+        1,
+        "first tables",
+        (
+            """
+            CREATE TABLE stream (
+                stream_key INTEGER NOT NULL, id VARCHAR NOT NULL, model VARCHAR NOT NULL, version VARCHAR NOT NULL,
+                site VARCHAR NOT NULL, fingerprint VARCHAR NOT NULL, width INTEGER NOT NULL, dtype VARCHAR NOT NULL,
+                created TIMESTAMP NOT NULL)
+            """,
+            """
+            CREATE TABLE stream_window (
+                stream_key INTEGER NOT NULL, window_start TIMESTAMP NOT NULL, window_end TIMESTAMP NOT NULL,
+                "rows" BIGINT NOT NULL, rows_sink BIGINT NOT NULL, rows_quarantined BIGINT NOT NULL,
+                rows_late BIGINT NOT NULL, rows_scored BIGINT NOT NULL, rows_learned BIGINT NOT NULL,
+                requests BIGINT NOT NULL, fvu DOUBLE, l0 DOUBLE, dead_fraction DOUBLE, mean_norm DOUBLE,
+                median_norm DOUBLE, features_fired INTEGER, dictionary_version INTEGER NOT NULL)
+            """,
+            """
+            CREATE TABLE feature_window (
+                stream_key INTEGER NOT NULL, window_start TIMESTAMP NOT NULL, window_end TIMESTAMP NOT NULL,
+                feature INTEGER NOT NULL, fired BIGINT NOT NULL, sum DOUBLE NOT NULL, sum_squares DOUBLE NOT NULL,
+                max FLOAT NOT NULL, dictionary_version INTEGER NOT NULL)
+            """,
+            """
+            CREATE TABLE example (
+                stream_key INTEGER NOT NULL, feature INTEGER NOT NULL, value FLOAT NOT NULL, score DOUBLE NOT NULL,
+                request_key BIGINT NOT NULL, sequence INTEGER NOT NULL, position INTEGER NOT NULL, token INTEGER,
+                time TIMESTAMP NOT NULL, written TIMESTAMP NOT NULL, dictionary_version INTEGER NOT NULL)
+            """,
+            """
+            CREATE TABLE request (
+                request_key BIGINT NOT NULL, id VARCHAR NOT NULL, model VARCHAR NOT NULL, version VARCHAR NOT NULL,
+                producer VARCHAR NOT NULL, started TIMESTAMP NOT NULL, sample DOUBLE NOT NULL,
+                attributes VARCHAR NOT NULL)
+            """,
+            """
+            CREATE TABLE request_tokens (
+                request_key BIGINT NOT NULL, sequence INTEGER NOT NULL, position INTEGER NOT NULL,
+                pieces VARCHAR[] NOT NULL)
+            """,
+            """
+            CREATE TABLE request_rows (
+                request_key BIGINT NOT NULL, stream_key INTEGER NOT NULL, window_start TIMESTAMP NOT NULL,
+                "rows" BIGINT NOT NULL, rows_prompt BIGINT NOT NULL, rows_decode BIGINT NOT NULL)
+            """,
+            """
+            CREATE TABLE outcome (
+                request_id VARCHAR NOT NULL, model VARCHAR NOT NULL, time TIMESTAMP NOT NULL,
+                received TIMESTAMP NOT NULL, source VARCHAR NOT NULL, labels VARCHAR NOT NULL)
+            """,
+        ),
+    ),
+)
+
+
+def migrate(connection: duckdb.DuckDBPyConnection, migrations: tuple[Migration, ...] = MIGRATIONS) -> list[int]:
+    """Bring the file to the newest version; returns the numbers applied.
+
+    Raises :class:`StoreTooNew` if the file has a version beyond ``migrations``. A migration that fails leaves the file
+    at the version before it.
+    """
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS schema_migration "
+        "(number INTEGER NOT NULL, name VARCHAR NOT NULL, applied TIMESTAMP NOT NULL)"
+    )
+    row = connection.execute("SELECT coalesce(max(number), 0) FROM schema_migration").fetchone()
+    version = row[0] if row else 0
+    newest = migrations[-1].number
+    if version > newest:
+        raise StoreTooNew(
+            f"the store is at version {version}; this daemon knows versions up to {newest}. "
+            "Use the daemon that wrote it, or a later one, or another data directory."
+        )
+    applied = []
+    for migration in migrations:
+        if migration.number <= version:
+            continue
+        connection.begin()
+        try:
+            for statement in migration.statements:
+                connection.execute(statement)
+            connection.execute(
+                "INSERT INTO schema_migration VALUES (?, ?, make_timestamp(?))",
+                [migration.number, migration.name, now_us()],
+            )
+            connection.commit()
+        except duckdb.Error:
+            connection.rollback()
+            raise
+        applied.append(migration.number)
+    return applied

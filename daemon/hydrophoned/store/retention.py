@@ -1,0 +1,105 @@
+"""What is deleted from the store, by age and by bytes, in plain SQL."""
+
+from typing import Final, NamedTuple
+
+import duckdb
+
+_SPARE: Final = 0.9
+"""After a deletion by bytes the blocks in use are brought down to this share of the bound, so that it is rare."""
+
+_BEST_EXAMPLES: Final = """
+    SELECT DISTINCT stream_key, feature, request_key, sequence, score FROM (
+        SELECT stream_key, feature, request_key, sequence, max(score) AS score
+        FROM example GROUP BY stream_key, feature, request_key, sequence)
+    QUALIFY row_number() OVER (PARTITION BY stream_key, feature ORDER BY score DESC, request_key, sequence) <= ?
+"""
+
+
+class Retained(NamedTuple):
+    """Table rows deleted, by table."""
+
+    stream_window: int = 0
+    feature_window: int = 0
+    example: int = 0
+    request: int = 0
+    request_tokens: int = 0
+    request_rows: int = 0
+    outcome: int = 0
+
+
+def retain(
+    connection: duckdb.DuckDBPyConnection,
+    now_us: int,
+    *,
+    max_age_us: int | None,
+    max_bytes: int | None,
+    used_bytes: int,
+    examples_per_feature: int | None,
+) -> Retained:
+    """Delete in one transaction what is too old, too much, or no longer current; see ``Store.retain``."""
+    connection.begin()
+    try:
+        cut = 0 if max_age_us is None else now_us - max_age_us
+        if max_bytes is not None and used_bytes > max_bytes:
+            cut = max(cut, _cut_for_bytes(connection, 1 - _SPARE * max_bytes / used_bytes))
+        examples = 0 if examples_per_feature is None else _trim_examples(connection, examples_per_feature)
+        done = _delete_before(connection, cut)._replace(example=examples) if cut > 0 else Retained(example=examples)
+        connection.commit()
+    except duckdb.Error:
+        connection.rollback()
+        raise
+    return done
+
+
+def _cut_for_bytes(connection: duckdb.DuckDBPyConnection, share: float) -> int:
+    """Time in us before which ``share`` of all feature windows lie, told from the small table of stream windows."""
+    row = connection.execute(
+        """
+        SELECT epoch_us(min(window_end)) FROM (
+            SELECT window_end, sum(1 + coalesce(features_fired, 0)) OVER (ORDER BY window_end) AS covered,
+                   sum(1 + coalesce(features_fired, 0)) OVER () AS total
+            FROM stream_window)
+        WHERE covered >= total * ?
+        """,
+        [share],
+    ).fetchone()
+    return int(row[0]) if row and row[0] is not None else 0
+
+
+def _trim_examples(connection: duckdb.DuckDBPyConnection, count: int) -> int:
+    return _deleted(
+        connection,
+        # rows given up by a better row of the same request go too: only the best of each request is current
+        f"DELETE FROM example WHERE (stream_key, feature, request_key, sequence, score) NOT IN ({_BEST_EXAMPLES})",  # noqa: S608
+        [count],
+    )
+
+
+def _delete_before(connection: duckdb.DuckDBPyConnection, cut: int) -> Retained:
+    old_window = "window_end <= make_timestamp(?)"
+    windows = {
+        table: _deleted(connection, f"DELETE FROM {table} WHERE {old_window}", [cut])  # noqa: S608  names from here
+        for table in ("stream_window", "feature_window")
+    }
+    rows = _deleted(connection, "DELETE FROM request_rows WHERE window_start < make_timestamp(?)", [cut])
+    connection.execute(
+        """
+        CREATE OR REPLACE TEMP TABLE old_request AS
+        SELECT request_key FROM request
+        WHERE started < make_timestamp(?)
+          AND request_key NOT IN (SELECT request_key FROM example)
+          AND request_key NOT IN (SELECT request_key FROM request_rows)
+        """,
+        [cut],
+    )
+    old = "request_key IN (SELECT request_key FROM old_request)"
+    tokens = _deleted(connection, f"DELETE FROM request_tokens WHERE {old}", [])  # noqa: S608
+    requests = _deleted(connection, f"DELETE FROM request WHERE {old}", [])  # noqa: S608
+    connection.execute("DROP TABLE old_request")
+    outcomes = _deleted(connection, "DELETE FROM outcome WHERE received < make_timestamp(?)", [cut])
+    return Retained(**windows, request=requests, request_tokens=tokens, request_rows=rows, outcome=outcomes)
+
+
+def _deleted(connection: duckdb.DuckDBPyConnection, statement: str, parameters: list[float]) -> int:
+    row = connection.execute(statement, parameters).fetchone()
+    return int(row[0]) if row else 0
