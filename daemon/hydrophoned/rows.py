@@ -23,7 +23,7 @@ class Rows(NamedTuple):
     time: NDArray[np.int64]
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # rows are counted, not searched for in a tuple
         """Number of rows n."""
         return len(self.request)
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic.functional_validators import AfterValidator
 
 JSON_TYPE: Final = "application/json"
@@ -36,7 +36,10 @@ def format_time(time: datetime) -> str:
 
 
 Time = Annotated[
-    datetime, AfterValidator(_require_utc), PlainSerializer(format_time, return_type=str, when_used="json")
+    datetime,
+    AfterValidator(_require_utc),
+    PlainSerializer(format_time, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 Count = Annotated[int, Field(ge=0)]
 Label = bool | int | float | str | None
@@ -45,7 +48,9 @@ Label = bool | int | float | str | None
 class RestModel(BaseModel):
     """What every model of the API has: strict types, no unknown fields, no change after it is made."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, use_attribute_docstrings=False)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, json_schema_serialization_defaults_required=True
+    )
 
 
 class Sort(StrEnum):
@@ -65,6 +70,13 @@ class Order(StrEnum):
 
     ASCENDING = "asc"
     DESCENDING = "desc"
+
+
+class Format(StrEnum):
+    """Forms of an answer that ``format=`` may ask for."""
+
+    JSON = "json"
+    ARROW = "arrow"
 
 
 # -- streams ------------------------------------------------------------------------------------------------------
@@ -383,7 +395,7 @@ class OutcomeBody(RestModel):
 
 
 class Stage(RestModel):
-    """One stage of a row's way through the daemon, such as ``ingest``, ``learn smollm2@1/model.layers.15``, ``store``."""
+    """One stage of a row's way through the daemon, such as ``ingest`` or ``learn smollm2@1/model.layers.15``."""
 
     name: str = Field(description="name of the stage")
     cpu_seconds: float | None = Field(default=None, description="processor time spent; null where it is not measured")

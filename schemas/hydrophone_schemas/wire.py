@@ -24,13 +24,15 @@ MAX_FRAME_BYTES: Final = 64 << 20
 MAX_CONTROL_BYTES: Final = 4 << 20
 """Largest payload of a control frame."""
 _SCRATCH_BYTES: Final = 64 << 10
+_PROVEN_BYTES: Final = 4 << 10
+"""Control payloads beyond this size are parsed once before they are built."""
 
 
 class FrameType(IntEnum):
     """What a frame carries. P: producer to daemon, D: daemon to producer, # sequenced."""
 
     HELLO = 1  # P    {protocol, producer: bin(16), name, pid, sdk, capabilities}
-    WELCOME = 2  # D    {protocol, daemon, capabilities, max_frame, received, durable}
+    WELCOME = 2  # D    {protocol, daemon, capabilities, max_frame, received, durable, http}
     OPEN = 3  # P    channel: {model, version, fingerprint, site, schema: bin}
     OPENED = 4  # D    channel: {stream}
     REQUEST = 5  # P #  {request, id, model, version, started, attributes, sample}
@@ -39,7 +41,7 @@ class FrameType(IntEnum):
     OUTCOME = 8  # P #  {id, labels, time, source}
     REPORT = 9  # P    {streams: [...], ...}: the producer's own counters
     ACK = 10  # D    sequence = received; {received, durable}
-    ERROR = 11  # D    {code, detail, fatal}; channel where it concerns one
+    ERROR = 11  # D    {code, detail, fatal, sequence}; channel where it concerns one
     FLUSH = 12  # P    {token}: process everything received so far
     FLUSHED = 13  # D    {token}
     BYE = 14  # P    {}: the producer ends; the daemon closes after its last ACK
@@ -64,12 +66,15 @@ class ErrorCode(StrEnum):
     GAP = "sequence_gap"
     TOO_MANY = "too_many"
     SHUTTING_DOWN = "shutting_down"
+    SUPERSEDED = "superseded"
+    INTERNAL = "internal"
 
     STREAM_CONFLICT = "stream_conflict"
     WIDTH_MISMATCH = "width_mismatch"
     BAD_SCHEMA = "bad_schema"
     BAD_BATCH = "bad_batch"
     BAD_FIELD = "bad_field"
+    FLUSH_FAILED = "flush_failed"
 
 
 FATAL: Final = frozenset(
@@ -84,6 +89,8 @@ FATAL: Final = frozenset(
         ErrorCode.GAP,
         ErrorCode.TOO_MANY,
         ErrorCode.SHUTTING_DOWN,
+        ErrorCode.SUPERSEDED,
+        ErrorCode.INTERNAL,
     }
 )
 
@@ -103,7 +110,7 @@ class Frame(NamedTuple):
 
 def encode_control(frame_type: FrameType, body: dict[str, Any], *, channel: int = 0, sequence: int = 0) -> bytes:
     """Header and msgpack payload of a control frame."""
-    payload = msgpack.packb(body, use_bin_type=True)
+    payload: bytes = msgpack.packb(body, use_bin_type=True)
     if len(payload) > MAX_CONTROL_BYTES:
         raise WireError(
             ErrorCode.FRAME_TOO_LARGE, f"{frame_type.name} of {len(payload)} bytes exceeds {MAX_CONTROL_BYTES}"
@@ -119,6 +126,11 @@ def data_header(length: int, *, channel: int, sequence: int) -> bytes:
 def decode_control(payload: bytes | memoryview) -> dict[str, Any]:
     """Decode a msgpack map with string keys and bounded sizes; raises :class:`WireError`."""
     try:
+        if len(payload) > _PROVEN_BYTES:
+            # a list that claims more entries than there are bytes would be reserved in full, at every level of nesting
+            proof = msgpack.Unpacker(max_buffer_size=len(payload))
+            proof.feed(payload)
+            proof.skip()
         body = msgpack.unpackb(payload, raw=False, strict_map_key=True, use_list=True)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise WireError(ErrorCode.BAD_FRAME, f"control payload is not msgpack: {error}") from None
@@ -139,7 +151,8 @@ class BatchEncoder:
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
         self._collector = _Collector()
-        self._writer = pa.RecordBatchStreamWriter(pa.PythonFile(self._collector, mode="w"), schema, options=_IPC_OPTIONS)
+        file = pa.PythonFile(self._collector, mode="w")
+        self._writer = pa.RecordBatchStreamWriter(file, schema, options=_IPC_OPTIONS)
         self._writer.write_batch(pa.RecordBatch.from_pylist([], schema=schema))
         self._collector.buffers.clear()  # the schema message, which OPEN carries, and the empty batch
 
@@ -237,7 +250,7 @@ class FrameReceiver:
         """Copying form of buffer/received, for tests and blocking clients."""
         frames: list[Frame] = []
         view = memoryview(data)
-        while len(view):
+        while view:
             room = self.buffer()
             count = min(len(room), len(view))
             room[:count] = view[:count]

@@ -41,7 +41,7 @@ class HostCopy:
 
     def __init__(self, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
         tensor = tensor.detach()
-        self.event: torch.cuda.Event | None = None
+        self.event: Any = None
         if tensor.is_cpu:
             if dtype is None or dtype is tensor.dtype:
                 self.tensor = tensor.clone(memory_format=torch.contiguous_format)
@@ -51,7 +51,7 @@ class HostCopy:
             source = tensor if dtype is None else tensor.to(dtype)
             self.tensor = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
             self.tensor.copy_(source, non_blocking=True)
-            self.event = torch.cuda.Event()
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.event.record(torch.cuda.current_stream(tensor.device))
         else:
             self.tensor = tensor.to("cpu", dtype, copy=True).contiguous()
@@ -63,7 +63,7 @@ class HostCopy:
             self.event = None
         if self.tensor.dtype is torch.bfloat16:
             return self.tensor.view(torch.int16).numpy().view(np.uint16)
-        return cast("NDArray[Any]", self.tensor.numpy())
+        return self.tensor.numpy()
 
 
 class Capture:
@@ -121,6 +121,7 @@ class Hooks:
         book: RequestBook,
         put: Callable[[Capture], None],
         watch: Watch,
+        *,
         dtype: str | None = None,
     ) -> None:
         if dtype is not None and dtype not in DTYPES:
@@ -160,7 +161,7 @@ class Hooks:
             except Exception as error:  # noqa: BLE001  nothing that goes wrong here may reach the model
                 watch.failed(error)
 
-        def after(module: nn.Module, args: Any, output: Any) -> None:
+        def after(module: nn.Module, _args: Any, output: Any) -> None:
             try:
                 if running.owner is module:
                     forward, running.forward, running.owner = running.forward, None, None
@@ -174,32 +175,16 @@ class Hooks:
         self._handles.append(module.register_forward_hook(_uncompiled(after), always_call=True))
 
     def _hook_site(self, site: Site, stream: Stream) -> None:
-        running, book, put, watch, dtype = self._running, self._root.book, self._put, self._watch, self._dtype
-        index = site.index
+        take = self._taker(site, stream)
+        watch = self._watch
 
-        def take(value: Any) -> None:
-            tensor = value if type(value) is Tensor and not index else _select(value, index)
-            forward = running.forward
-            if forward is None:
-                if torch._C._current_graph_task_id() != -1:  # type: ignore[attr-defined]  # noqa: SLF001  a checkpointed block computed again in the backward pass
-                    return
-                forward = Forward()
-            if tensor is None:
-                stream.fire(0, taken=True)
-                stream.drop("no_tensor", 1)
-                return
-            if forward.assignment is UNSAMPLED:
-                stream.fire(_rows(tensor), taken=False)
-                return
-            _capture(tensor, stream, forward, book, put, dtype)
-
-        def after(module: nn.Module, args: Any, output: Any) -> None:
+        def after(_module: nn.Module, _args: Any, output: Any) -> None:
             try:
                 take(output)
             except Exception as error:  # noqa: BLE001  nothing that goes wrong here may reach the model
                 watch.failed(error)
 
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             try:
                 take((*args, *kwargs.values()))
             except Exception as error:  # noqa: BLE001  nothing that goes wrong here may reach the model
@@ -209,6 +194,28 @@ class Hooks:
             self._handles.append(site.module.register_forward_pre_hook(_uncompiled(before), with_kwargs=True))
         else:
             self._handles.append(site.module.register_forward_hook(_uncompiled(after)))
+
+    def _taker(self, site: Site, stream: Stream) -> Callable[[Any], None]:
+        """What a hook of ``site`` does with the value it sees."""
+        running, book, put, dtype, index = self._running, self._root.book, self._put, self._dtype, site.element
+
+        def take(value: Any) -> None:
+            tensor = value if type(value) is Tensor and not index else _select(value, index)
+            forward = running.forward
+            if forward is None:
+                # A checkpointed block that is computed again in the backward pass has been seen already.
+                if torch._C._current_graph_task_id() != -1:  # noqa: SLF001  autograd tells it nowhere else
+                    return
+                forward = Forward()
+            if tensor is None:
+                stream.fire(1, taken=True)
+                stream.drop("no_tensor", 1)
+            elif forward.assignment is UNSAMPLED:
+                stream.fire(_rows(tensor), taken=False)
+            else:
+                _capture(tensor, stream, forward, book=book, put=put, dtype=dtype)
+
+        return take
 
 
 class _Root:
@@ -300,17 +307,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     return inner
 
 
-def host_rows(tensor: Any) -> NDArray[Any] | None:
-    """A NumPy copy of ``tensor`` if it is a torch tensor (bfloat16 as uint16 bits, float64 as float32), else None."""
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        return None
-    return HostCopy(tensor, _SENT_AS.get(tensor.dtype, torch.float32)).numpy()
-
-
 def _capture(
     tensor: Tensor,
     stream: Stream,
     forward: Forward,
+    *,
     book: RequestBook,
     put: Callable[[Capture], None],
     dtype: torch.dtype | None,
@@ -351,7 +352,7 @@ def _layout(tensor: Tensor, forward: Forward) -> tuple[int, int] | None:
     elif len(shape) == 2:
         batch, length = forward.batch, forward.length
         flat = batch is not None and length is not None and shape[0] == batch * length
-        layout = (batch, length) if flat else (shape[0], 1)  # type: ignore[assignment]  both are known when flat
+        layout = (batch or 1, length or 1) if flat else (shape[0], 1)
     elif len(shape) == 4:
         layout = (shape[0], shape[2] * shape[3])
     elif len(shape) == 1:
@@ -394,4 +395,4 @@ def _first_tensor(values: Iterable[Any]) -> Tensor | None:
 
 def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
     """Keep a hook out of compiled graphs: it is called between them."""
-    return cast("Callable[..., None]", torch.compiler.disable(hook))
+    return cast("Callable[..., None]", torch.compiler.disable(hook))  # type: ignore[no-untyped-call]

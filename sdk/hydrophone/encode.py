@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ LARGE_BYTES: Final = 256 << 10
 """A capture of at least this size goes alone, without a further copy."""
 MAX_BATCH_BYTES: Final = 8 << 20
 """Larger captures are sent in pieces."""
+_PIECE_CHARACTERS: Final = 1024
 _PIECES: Final = 4096
 """Token strings in one TOKENS frame."""
 
@@ -106,13 +107,13 @@ def read_text(text: Text, tokenizer: Any) -> Pieces | None:
         return lambda ids: [_string(piece) for piece in tokenizer.convert_ids_to_tokens(ids.tolist())]
     if text == "text":
         return lambda ids: [_string(tokenizer.decode([token])) for token in ids.tolist()]
-    redact = cast("Callable[[str], str | None]", text)
+    redact = text
     return lambda ids: [_string(redact(str(tokenizer.decode([token])))) for token in ids.tolist()]
 
 
 def record_batch(stream: Stream, columns: Columns, values: NDArray[Any]) -> pa.RecordBatch:
     """Rows as an Arrow batch of the stream's schema; ``values`` [n, d] is not copied if contiguous."""
-    count = columns.count
+    count = columns.rows
     flat = np.ascontiguousarray(values).reshape(-1)
     assert stream.schema is not None  # noqa: S101  fixed before the first batch
     assert stream.dtype is not None  # noqa: S101
@@ -148,15 +149,15 @@ def _batches(
                 continue
             described = source.columns()
             rows = source.values() if described.keep is None else source.values()[described.keep]
-            if len(rows) != described.count:
+            if len(rows) != described.rows:
                 stream.drop("batch_mismatch", source.rows)
                 continue
         except Exception as error:  # noqa: BLE001  counted and told; one bad capture must not stop the sender
             stream.drop("encode_error", source.rows)
             failed(error)
             continue
-        stream.padding += source.rows - described.count
-        if described.count:
+        stream.padding += source.rows - described.rows
+        if described.rows:
             columns.append(described)
             values.append(rows)
     if columns:
@@ -169,13 +170,11 @@ def _items(stream: Stream, columns: Columns, values: NDArray[Any], max_frame: in
     assert stream.encoder is not None  # noqa: S101  fixed by _misfit
     row_bytes = values.shape[1] * values.itemsize + 64
     step = max(1, min(MAX_BATCH_BYTES, max_frame - 4096) // row_bytes)
-    for start in range(0, columns.count, step):
+    for start in range(0, columns.rows, step):
         part = slice(start, start + step)
-        piece = columns if columns.count <= step else _sliced(columns, part)
+        piece = columns if columns.rows <= step else _sliced(columns, part)
         buffers = stream.encoder.encode(record_batch(stream, piece, values[part]))
-        yield Outgoing(
-            FrameType.DATA, stream=stream, buffers=list(buffers), rows=piece.count, requests=columns.requests
-        )
+        yield Outgoing(FrameType.DATA, stream=stream, buffers=list(buffers), rows=piece.rows, requests=columns.requests)
 
 
 def _misfit(stream: Stream, source: RowSource) -> str | None:
@@ -195,7 +194,7 @@ def _joined(parts: Sequence[Columns]) -> Columns:
         return parts[0]
     token = None
     if any(part.token is not None for part in parts):
-        unknown = (np.full(part.count, -1, np.int32) for part in parts)
+        unknown = (np.full(part.rows, -1, np.int32) for part in parts)
         token = np.concatenate(
             [blank if part.token is None else part.token for part, blank in zip(parts, unknown, strict=True)]
         )
@@ -239,4 +238,4 @@ def _tokens_item(run: Run, start: int, pieces: list[str | None]) -> Outgoing:
 
 
 def _string(piece: object) -> str | None:
-    return None if piece is None else str(piece)
+    return None if piece is None else str(piece)[:_PIECE_CHARACTERS]

@@ -8,6 +8,8 @@ HydrophoneError
 +-- InvalidArray      log() was given an array that is not rows of floats
 +-- DaemonNotFound    no daemon listens and none is installed
 +-- DaemonFailed      an embedded daemon did not start
++-- DaemonUnreachable nothing answers at the API's address
++-- RequestRefused    the API refused a request; carries its detail
 """
 
 
@@ -41,3 +43,11 @@ class DaemonNotFound(HydrophoneError):  # noqa: N818  named after its cause
 
 class DaemonFailed(HydrophoneError):  # noqa: N818  named after its cause
     """An embedded daemon ended, or did not listen in time; the message holds the end of its output."""
+
+
+class DaemonUnreachable(HydrophoneError):  # noqa: N818  named after its cause
+    """Nothing answers at the address of the daemon's API."""
+
+
+class RequestRefused(HydrophoneError):  # noqa: N818  named after its cause
+    """The daemon's API refused a request; the message holds the status and the problem's detail."""

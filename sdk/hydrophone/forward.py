@@ -38,7 +38,7 @@ class Columns(NamedTuple):
     requests: tuple[Request, ...]
 
     @property
-    def count(self) -> int:
+    def rows(self) -> int:
         """Number of rows n."""
         return len(self.request)
 
@@ -107,7 +107,7 @@ class Forward:
         element = np.flatnonzero(keep) // self.length
         ends = np.flatnonzero((np.diff(element) != 0) | (np.diff(columns.position) != 1)) + 1
         runs = []
-        for rows in np.split(np.arange(columns.count), ends):
+        for rows in np.split(np.arange(columns.rows), ends):
             if len(rows):
                 owner = int(element[rows[0]])
                 request, sequence = self.assignment.requests[owner], self.assignment.sequences[owner]

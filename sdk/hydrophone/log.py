@@ -81,18 +81,18 @@ def log(
     places = _positions(positions, len(rows))
     producer = _producer(daemon)
     target = producer.stream(stream_id, f"log:{stream_id.model}@{stream_id.version}")
-    columns = _columns(producer, stream_id, ids, places, len(rows), read_attributes(attributes))
+    columns = _columns(producer, stream_id, ids, places=places, count=len(rows), attributes=read_attributes(attributes))
     target.fire(len(rows), taken=True)
     target.completed()
     producer.put(_Logged(target, rows, dtype, columns))
 
 
 def flush(timeout: float = 10.0) -> bool:
-    """Send what :func:`log` was given so far and wait until the daemons have processed it; False after ``timeout`` s."""
+    """Send what :func:`log` was given so far and wait until it has been processed; False after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     with _LOCK:
         producers = list(_PRODUCERS.values())
-    return all([producer.flush(max(0.0, deadline - time.monotonic())) for producer in producers])
+    return all(producer.flush(max(0.0, deadline - time.monotonic())) for producer in producers)
 
 
 def _producer(daemon: str | None) -> Producer:
@@ -159,6 +159,7 @@ def _columns(
     producer: Producer,
     stream_id: StreamId,
     ids: list[str] | None,
+    *,
     places: NDArray[np.int32] | None,
     count: int,
     attributes: dict[str, Any],
@@ -166,7 +167,7 @@ def _columns(
     share = count if ids is None or len(ids) == 1 else 1
     owners: list[Request] = []
     starts: list[int] = []
-    for name in ids or [None]:
+    for name in ids if ids is not None else (None,):
         known = _known(producer, stream_id, name, attributes)
         with _LOCK:
             starts.append(known.next.get(stream_id.site, 0))
@@ -194,12 +195,18 @@ def _known(producer: Producer, stream_id: StreamId, name: str | None, attributes
         if known is None:
             number = producer.numbering.next()
             request_id = producer.numbering.name(number) if name is None else name
-            known = _Known(Request(number, request_id, stream_id.model, stream_id.version, 1.0, attributes))
+            known = _Known(_request(number, request_id, stream_id, attributes))
             if name is not None:
                 _REQUESTS[key] = known
                 if len(_REQUESTS) > _REMEMBERED:
                     _REQUESTS.popitem(last=False)
         return known
+
+
+def _request(number: int, request_id: str, stream_id: StreamId, attributes: dict[str, Any]) -> Request:
+    return Request(
+        number, request_id, model=stream_id.model, version=stream_id.version, sample=1.0, attributes=attributes
+    )
 
 
 _PRODUCERS: dict[str | None, Producer] = {}

@@ -136,7 +136,7 @@ class Producer:
                 self._thread.start()
 
     def flush(self, timeout: float) -> bool:
-        """Send all that was put so far and wait until the daemon has processed it; False if ``timeout`` s pass first."""
+        """Send what was put so far and wait until the daemon has processed it; False if ``timeout`` s pass first."""
         if self._thread is None and not self.buffer.put_count and not self._outcomes:
             return True
         self.start()
@@ -197,9 +197,8 @@ class Producer:
 
     def _connect(self, now: float) -> None:
         address = self.address
-        family = socket.AF_UNIX if address.path is not None else socket.AF_UNSPEC
         try:
-            if family == socket.AF_UNIX:
+            if address.path is not None:
                 connection = socket.socket(socket.AF_UNIX)
                 connection.settimeout(CONNECT_TIMEOUT)
                 self._socket = connection

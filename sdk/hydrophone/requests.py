@@ -21,16 +21,17 @@ AttributeValue = str | int | float | bool
 
 _MAX_TEXT: Final = 1024
 """Characters of an id or of an attribute's text that are kept."""
+_MAX_ATTRIBUTES: Final = 64
 _MAX_INT: Final = 1 << 63
 
 
 class Request:
-    """One inference call. ``number`` is the producer's own; ``announced`` is the session that sent its REQUEST frame."""
+    """One inference call; ``number`` is the producer's own, ``announced`` the session that sent its REQUEST frame."""
 
     __slots__ = ("announced", "attributes", "id", "model", "number", "sample", "started", "version")
 
     def __init__(
-        self, number: int, request_id: str, model: str, version: str, sample: float, attributes: dict[str, Any]
+        self, number: int, request_id: str, *, model: str, version: str, sample: float, attributes: dict[str, Any]
     ) -> None:
         self.number = number
         self.id = request_id
@@ -145,7 +146,7 @@ class RequestBook:
         """A new request."""
         number = self._numbering.next()
         name = self._numbering.name(number) if request_id is None else request_id
-        return Request(number, name, self.model, self.version, sample, attributes)
+        return Request(number, name, model=self.model, version=self.version, sample=sample, attributes=attributes)
 
     @contextmanager
     def scope(self, request_id: object, attributes: dict[str, Any]) -> Iterator[Scope]:
@@ -165,7 +166,7 @@ class RequestBook:
         return scope
 
     def assign(self, batch: int, cache: object | None = None, past: int = 0) -> Assignment | None:
-        """Requests of a forward of ``batch`` sequences that continues ``cache``, in which ``past`` positions are filled.
+        """Requests of a forward of ``batch`` sequences that continues ``cache``, where ``past`` positions are filled.
 
         None if the ids given by the user do not fit the batch.
         """
@@ -225,8 +226,12 @@ def read_ids(request_id: object) -> list[str] | None:
 
 
 def read_attributes(attributes: dict[str, Any]) -> dict[str, AttributeValue]:
-    """Attributes as sent: text, numbers and booleans as they are (text cut at 1024 characters), all else as its text."""
-    return {str(name)[:_MAX_TEXT]: _plain(value) for name, value in attributes.items()}
+    """Attributes as sent: text (at most 1024 characters), numbers and booleans as they are, all else as its text.
+
+    Of more than 64 the first 64.
+    """
+    first = list(attributes.items())[:_MAX_ATTRIBUTES]
+    return {str(name)[:_MAX_TEXT]: _plain(value) for name, value in first}
 
 
 def _plain(value: object) -> AttributeValue:

@@ -178,6 +178,8 @@ class Session:
         self.state = State.AWAY
         self.deadline = None
         self._cursor = 0
+        for stream in self._opened.values():
+            stream.refused = None  # the next connection may accept it
         self._opened.clear()
         self._flush_sent.clear()
         self._greeting = []
@@ -301,8 +303,13 @@ class Session:
             item = self._sent.popleft()
             self._cursor = max(0, self._cursor - 1)
             self._finish(item)
-            if item.stream is not None:
+            if item.stream is None:
+                continue
+            if item.stream.refused is None:
                 item.stream.acked += item.rows
+            else:  # written before the refusal arrived: the daemon skipped it
+                item.stream.sent -= item.rows
+                item.stream.drop(item.stream.refused, item.rows)
         self._acked = max(self._acked, received)
 
     def _welcomed(self, body: dict[str, Any]) -> list[Event]:
@@ -318,9 +325,6 @@ class Session:
         self.deadline = None
         self._attempts = 0
         self.counters["connections"] += 1
-        for item in (*self._sent, *self._queue):
-            if item.stream is not None:
-                item.stream.refused = None
         return []
 
     def _renew(self, received: int) -> Hangup:

@@ -4,7 +4,7 @@ A site is ``path[:input|:output][[index]]``. The path is a PyTorch module path o
 component at a time: ``*`` and ``?`` do not cross a dot, ``**`` does. The canonical form drops ``:output``.
 
 >>> parse("model.layers.*:output[0]")
-SitePattern(path='model.layers.*', part='output', index=0)
+SitePattern(path='model.layers.*', part='output', element=0)
 """
 
 import difflib
@@ -28,7 +28,7 @@ class SitePattern(NamedTuple):
 
     path: str
     part: Part
-    index: int | None
+    element: int | None
 
 
 class Site(NamedTuple):
@@ -37,7 +37,7 @@ class Site(NamedTuple):
     name: str
     path: str
     part: Part
-    index: int | None
+    element: int | None
     module: Any
 
 
@@ -72,8 +72,8 @@ def resolve(model: Any, sites: Sequence[str]) -> list[Site]:
         if not paths:
             raise SiteNotFound(_explain(text, pattern.path, modules))
         for path in paths:
-            name = canonical(path, pattern.part, pattern.index)
-            found.setdefault(name, Site(name, path, pattern.part, pattern.index, modules[path]))
+            name = canonical(path, pattern.part, pattern.element)
+            found.setdefault(name, Site(name, path, pattern.part, pattern.element, modules[path]))
     order = {path: place for place, path in enumerate(modules)}
     return sorted(found.values(), key=lambda site: order[site.path])
 

@@ -27,7 +27,7 @@ _FORWARDS_BEFORE_WARNING: Final = 3
 
 
 class Status(NamedTuple):
-    """What a tap has done so far; ``streams`` holds one report per site: fires, forwards, rows captured, sent, dropped."""
+    """What a tap has done so far; ``streams`` holds a report for each of its sites."""
 
     connected: bool
     rate: float
@@ -100,8 +100,15 @@ class Tap:
         if not ids:
             raise InvalidOption("an outcome needs the id of its request")
         for name in ids:
-            body = {"id": name, "labels": read_attributes(labels), "time": time.time_ns() // 1000, "source": "sdk"}
-            self._producer.outcome(body)
+            self._producer.outcome(
+                {
+                    "id": name,
+                    "model": self._book.model,
+                    "labels": read_attributes(labels),
+                    "time": time.time_ns() // 1000,
+                    "source": "sdk",
+                }
+            )
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:
         """Send what was captured so far and wait until the daemon has processed it; False after ``timeout`` seconds."""
@@ -159,7 +166,8 @@ class Tap:
                     ran,
                 )
 
-    def _completed(self) -> None:
+    def completed(self) -> None:
+        """Count a forward pass of the model; called by its hooks."""
         for _, stream in self._sites:
             stream.completed()
 
@@ -227,14 +235,8 @@ def attach(
         book = RequestBook(name, version, sampler, producer.numbering)
         pairs = [(site, producer.stream(StreamId(name, version, site.name), digest, pieces)) for site in found]
         tap = Tap(located, producer, book, pairs)
-        tap._hooks = Hooks(  # noqa: SLF001  the two are made for each other
-            model,
-            pairs,
-            book,
-            producer.put,
-            Watch(producer.faults.failed, tap._completed),
-            dtype,
-        )
+        watch = Watch(producer.faults.failed, tap.completed)
+        tap._hooks = Hooks(model, pairs, book, producer.put, watch, dtype=dtype)  # noqa: SLF001  made for each other
     except BaseException:
         release(producer, 0.0)
         raise

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-
 from hydrophone_schemas.activations import read_schema
 from hydrophone_schemas.errors import WireError
 from hydrophone_schemas.wire import (
@@ -38,7 +37,9 @@ class Row(NamedTuple):
 class Sink:
     """Listens at ``path``; remembers producers over connections, as the daemon does."""
 
-    def __init__(self, path: Path, *, refuse: str | None = None, forget: bool = False, max_frame: int = 64 << 20) -> None:
+    def __init__(
+        self, path: Path, *, refuse: str | None = None, forget: bool = False, max_frame: int = 64 << 20
+    ) -> None:
         self.path = path
         self.refuse = refuse
         self.max_frame = max_frame

@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import hydrophone
@@ -166,28 +168,46 @@ def test_rows_that_are_not_finite_are_quarantined_and_counted(daemon):
     assert stream["rows_quarantined"] == 10
 
 
-def test_a_stream_of_another_width_is_refused_and_the_first_goes_on(daemon):
-    class Wide(Model):
-        def __init__(self):
-            super().__init__()
-            self.block = nn.Linear(WIDTH, 2 * WIDTH)
+OTHER_PRODUCER = """
+import sys, json, numpy as np, hydrophone
+from hydrophone.log import flush
+address, stream, width = sys.argv[1], sys.argv[2], int(sys.argv[3])
+rows = np.random.default_rng(0).normal(size=(50, width)).astype(np.float32)
+hydrophone.log(stream, rows, daemon=address)
+hydrophone.flush(30)
+"""
 
-        def forward(self, input_ids):
-            return self.block(self.embed(input_ids))
 
-    model, wide = Model(), Wide()
-    with attach(daemon, model) as tap, attach(daemon, wide) as other:
+def other_producer(daemon, stream, width):
+    command = [sys.executable, "-c", OTHER_PRODUCER, daemon.address, stream, str(width)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_two_producers_feed_one_stream_and_one_of_another_width_is_refused(daemon):
+    other_producer(daemon, "notes@1/rows", 8)
+    other_producer(daemon, "notes@1/rows", 8)
+    refusal = other_producer(daemon, "notes@1/rows", 12)
+    other_producer(daemon, "notes@1/rows", 8)
+    (stream,) = daemon.streams()
+    assert stream["rows_received"] == 3 * 50
+    assert "width 8" in refusal and "width 12" in refusal
+    assert daemon.get("/v1/self")["counters"]["errors_width_mismatch"] == 1
+
+
+def test_a_model_with_other_weights_under_the_same_name_is_refused(daemon):
+    model = Model()
+    with attach(daemon, model) as tap:
         run_requests(tap, model, 5)
         assert tap.flush(30)
-        run_requests(other, wide, 5, start=50)
-        other.flush(30)
-        run_requests(tap, model, 5, start=100)
-        assert tap.flush(30)
-        dropped = other.status().dropped
-        assert sum(dropped.values()) == 5 * 32
-        assert set(dropped) <= {"width_mismatch", "stream_conflict"}
-    (stream,) = daemon.streams()
-    assert stream["rows_received"] == 10 * 32
+    other = Model()
+    torch.nn.init.ones_(other.block.weight)
+    with attach(daemon, other) as tap:
+        run_requests(tap, other, 5, start=50)
+        tap.flush(30)
+        assert tap.status().dropped == {"stream_conflict": 5 * 32}
+    assert daemon.streams()[0]["rows_received"] == 5 * 32
 
 
 @pytest.mark.parametrize(

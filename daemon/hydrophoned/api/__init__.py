@@ -1,0 +1,7 @@
+"""The REST API: aiohttp endpoints over a :class:`Backend`. Only this package speaks HTTP."""
+
+from hydrophoned.api.app import create_app, create_runner
+from hydrophoned.api.backend import Backend, EncodedRows
+from hydrophoned.api.errors import ApiError, Refused, Unavailable
+
+__all__ = ["ApiError", "Backend", "EncodedRows", "Refused", "Unavailable", "create_app", "create_runner"]

@@ -17,7 +17,7 @@ class EncodedRows(NamedTuple):
     stands in ``index`` and ``value`` of a row that is not finite does not matter: the API shows null.
     """
 
-    index: NDArray[np.int32]
+    index: NDArray[np.int32]  # type: ignore[assignment]  # hides tuple.index, which nobody wants here
     value: NDArray[np.float32]
     sink: NDArray[np.bool_]
     finite: NDArray[np.bool_]

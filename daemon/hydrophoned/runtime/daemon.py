@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -23,13 +24,14 @@ from hydrophoned.ingest.server import IngestServer
 from hydrophoned.ingest.sink import RequestSpec, StreamSpec
 from hydrophoned.learn.config import LearnerConfig
 from hydrophoned.rows import Rows
+from hydrophoned.runtime import systemd
 from hydrophoned.runtime.backend import DaemonBackend
 from hydrophoned.runtime.checkpoint import copy_state, load_json, write_json_atomically
 from hydrophoned.runtime.clock import now_us
 from hydrophoned.runtime.config import Config
 from hydrophoned.runtime.recorder import Recorder
 from hydrophoned.runtime.streams import Stream, StreamRegistry
-from hydrophoned.store import Store, StoreReader, StoreWriter
+from hydrophoned.store import Store, StoreError, StoreReader, StoreWriter
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_SECONDS = 1.0
@@ -63,7 +65,7 @@ class Daemon:
         self.store = Store(data_dir / "hydrophone.duckdb")
         self.reader = StoreReader(self.store)
         self.writer = StoreWriter(self.store)
-        self.recorder = Recorder(self.writer.put)
+        self.recorder = Recorder(self._put_now)
         self.streams = StreamRegistry(
             data_dir / "streams",
             self._learner_config,
@@ -97,7 +99,7 @@ class Daemon:
                 "dtype": spec.dtype,
                 "created": stream.created,
             }
-            self.writer.put({"stream": pa.RecordBatch.from_pylist([row], schema=tables.STREAM)})
+            self._put_now({"stream": pa.RecordBatch.from_pylist([row], schema=tables.STREAM)})
         return stream.key
 
     def open_request(self, spec: RequestSpec) -> int:
@@ -129,8 +131,7 @@ class Daemon:
         """Learn everything received so far, close its windows and store them."""
         for stream in self.streams:
             await asyncio.wrap_future(stream.worker.call(lambda learner: learner.flush()))
-        self.recorder.flush()
-        await asyncio.to_thread(self.writer.flush, self.config.daemon.shutdown_timeout_s)
+        await self._flush_store()
 
     def durable(self, producer: str) -> int:
         """Highest sequence of ``producer`` that a checkpoint covers."""
@@ -140,7 +141,7 @@ class Daemon:
 
     def restore(self) -> None:
         """Take up streams, requests and producers of a former run."""
-        self.streams.restore(self.reader.stream_rows())
+        self.streams.restore(_stream_rows(self.reader))
         self._next_request = self.reader.max_request_key() + 1
         saved = load_json(self._producers_file)
         if saved is not None:
@@ -159,8 +160,7 @@ class Daemon:
                     stream.worker.call(lambda learner: (copy_state(learner.state_dict()), learner.config))
                 )
                 await asyncio.to_thread(self.streams.save, stream, state, config)
-            self.recorder.flush()
-            await asyncio.to_thread(self.writer.flush, self.config.daemon.shutdown_timeout_s)
+            await self._flush_store()
             document = {"producers": producers, "durable": covered, "next_request": self._next_request}
             await asyncio.to_thread(write_json_atomically, self._producers_file, document)
             self._durable = covered
@@ -182,7 +182,11 @@ class Daemon:
                     _log.exception("checkpoint failed; the one before stays, and it is tried again when next due")
             if time.monotonic() >= next_retention:
                 next_retention = time.monotonic() + _RETENTION_SECONDS
-                self.writer.retain(now_us(), self.config.store.retention_days, self.config.store.max_bytes)
+                try:
+                    await self._retain()
+                except StoreError:
+                    self.count("retentions_failed")
+                    _log.exception("retention failed; it is tried again in an hour")
 
     async def close(self) -> None:
         """Learn what is queued, checkpoint, end the threads and close the store, within the configured time."""
@@ -200,30 +204,62 @@ class Daemon:
         await asyncio.to_thread(self.writer.close, limit)
         self.store.close()
 
+    def _put_now(self, batches: dict[str, pa.RecordBatch]) -> None:
+        """Give tables to the store's writer without waiting; what it cannot take it counts as lost."""
+        self.writer.put(batches, patience_seconds=0)
+
+    async def _flush_store(self) -> None:
+        self.recorder.flush()
+        limit = self.config.daemon.shutdown_timeout_s
+        if not await asyncio.to_thread(self.writer.flush, limit):
+            raise RuntimeError(f"the store did not take everything within {limit:.0f} s: {self.writer.report().problem}")
+
+    async def _retain(self) -> None:
+        store = self.config.store
+        kept = await asyncio.to_thread(
+            self.store.retain,
+            now_us(),
+            max_age_us=int(store.retention_days * 86_400e6),
+            max_bytes=store.max_bytes,
+            examples_per_feature=self.config.learn.examples_per_feature,
+        )
+        if any(kept):
+            _log.info("retention deleted %s", kept)
+
     def _learner_config(self, stream_id: str) -> LearnerConfig:
         return self.config.learner_config(stream_id)
 
 
-async def run(config: Config, ready: Callable[[Ready], None] | None = None, stop: asyncio.Event | None = None) -> int:
+async def run(
+    config: Config,
+    ready: Callable[[Ready], None] | None = None,
+    stop: asyncio.Event | None = None,
+    *,
+    inherited: list[socket.socket] | None = None,
+) -> int:
     """Run a daemon until SIGTERM, SIGINT, the end of its parent, or ``stop``; return the exit status.
 
-    ``ready`` is called once it listens. Signal handlers are set only where the loop runs in the main thread.
+    ``ready`` is called once it listens; ``inherited`` are listening sockets from the service manager. Signal handlers
+    are set only where the loop runs in the main thread. Raises StoreError, IngestError or OSError when it cannot start.
     """
     torch.set_num_threads(config.daemon.threads)
     stop = stop or asyncio.Event()
     _watch(config, stop)
     daemon = Daemon(config)
     daemon.restore()
-    server = IngestServer(daemon, daemon.producers, config.ingest)
+    server = IngestServer(daemon, daemon.producers, config.ingest, now_us)
     runner = web.AppRunner(create_app(DaemonBackend(daemon, server)), access_log=None)
     await runner.setup()
     house = asyncio.create_task(daemon.keep_house())
     try:
         http = await _listen_http(runner, config)
-        await server.start(http=http)
+        await server.start(http=http, inherited=inherited)
         if ready is not None:
             ready(Ready(server.socket_path, server.tcp_address, http, os.getpid()))
+        watchdog = asyncio.create_task(_feed_watchdog())
         await stop.wait()
+        watchdog.cancel()
+        systemd.notify("STOPPING=1")
         _log.info("stopping: no new rows; learning what is queued")
     finally:
         await server.close()
@@ -259,6 +295,20 @@ def _watch(config: Config, stop: asyncio.Event) -> None:
                 stop.set()
 
         loop.add_reader(descriptor, parent_ended)
+
+
+async def _feed_watchdog() -> None:
+    """Tell the service manager that the loop is alive, twice in each period it asks for."""
+    period = systemd.watchdog_seconds()
+    while period is not None:
+        systemd.notify("WATCHDOG=1")
+        await asyncio.sleep(period / 2)
+
+
+def _stream_rows(reader: StoreReader) -> list[dict[str, Any]]:
+    table = reader.streams()
+    created = table["created"].cast(pa.int64()).to_pylist()
+    return [row | {"created": time} for row, time in zip(table.to_pylist(), created, strict=True)]
 
 
 def _device(name: str) -> torch.device:

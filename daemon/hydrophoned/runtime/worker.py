@@ -122,7 +122,6 @@ class LearnerWorker:
         self._guard(lambda: learner.observe(rows), rows.count)
         self._rows_out += rows.count
         self.lag_seconds = max(0.0, (self._now() - int(rows.time[-1])) / 1e6)
-        self.queue.task_done()
 
     def _run_tasks(self, learner: StreamLearner) -> None:
         while self._tasks:

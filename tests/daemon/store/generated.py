@@ -130,5 +130,6 @@ def ordered(listed: list[dict], sort: str, *, descending: bool) -> list[int]:
     """Indices of features in the order that the store promises: unknown last, ties by index."""
     known = [item for item in listed if item[sort] is not None]
     unknown = [item for item in listed if item[sort] is None]
-    known.sort(key=lambda item: (-item[sort] if descending else item[sort], item["index"]))
+    known.sort(key=lambda item: item["index"])
+    known.sort(key=lambda item: item[sort], reverse=descending)  # stable both ways: ties stay in order of index
     return [item["index"] for item in known + sorted(unknown, key=lambda item: item["index"])]

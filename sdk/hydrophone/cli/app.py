@@ -1,0 +1,165 @@
+"""The commands of ``hydrophone``. Exit status: 0 well, 1 the daemon says no, 2 wrong usage, 3 no daemon answers."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import quote
+
+import typer
+from hydrophone_schemas.places import DEFAULT_HTTP
+
+from hydrophone.cli import show
+from hydrophone.cli.screen import Screen
+from hydrophone.demo.command import demo
+from hydrophone.errors import DaemonUnreachable, InvalidOption, RequestRefused
+from hydrophone.producer import VERSION
+from hydrophone.rest_client import RestClient
+
+REFUSED: Final = 1
+WRONG_USAGE: Final = 2
+UNREACHABLE: Final = 3
+_NOT_READY: Final = 503
+_PASS_ON: Final = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # what stands in brackets would be read as markup
+    help="Listen inside running neural models.",
+)
+app.command("demo")(demo)
+
+Url = Annotated[str, typer.Option("--url", envvar="HYDROPHONE_URL", metavar="URL", help="Address of the daemon's API.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as the API gives it.")]
+Since = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Begin here: ISO 8601 with zone, or -15m; default one hour back.")
+]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="End here; default the last closed window.")]
+Stream = Annotated[str, typer.Argument(metavar="STREAM", help="Id of a stream, name@version/site.")]
+Sort = Literal["rate", "fired", "mean", "std", "max", "last_fired", "index"]
+_URL: Final = f"http://{DEFAULT_HTTP}"
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"hydrophone {VERSION}")
+        raise typer.Exit
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def serve(context: typer.Context) -> None:
+    """Run the daemon. Its options: hydrophone serve --help."""
+    _become_daemon("serve", context.args)
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def config(context: typer.Context) -> None:
+    """Check or show the daemon's configuration. Its commands: hydrophone config --help."""
+    _become_daemon("config", context.args)
+
+
+@app.command()
+def status(*, url: Url = _URL, as_json: AsJson = False) -> None:
+    """Show how the daemon is: whether it is ready, what it costs, what it drops, its streams."""
+    with _asking(url) as api:
+        answer = {
+            "ready": api.get("/readyz", also=(_NOT_READY,)),
+            "self": api.get("/v1/self"),
+            "streams": api.get_all("/v1/streams")["items"],
+        }
+    _print(answer, show.status, as_json=as_json)
+
+
+@app.command()
+def streams(*, url: Url = _URL, as_json: AsJson = False) -> None:
+    """List the streams with their figures."""
+    with _asking(url) as api:
+        answer = api.get_all("/v1/streams")
+    _print(answer, show.streams, as_json=as_json)
+
+
+@app.command()
+def features(
+    stream: Stream,
+    *,
+    sort: Annotated[Sort, typer.Option(help="Figure to sort by.")] = "rate",
+    order: Annotated[Literal["asc", "desc"], typer.Option(help="Direction of the sort.")] = "desc",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Features to list at most.")] = 20,
+    fired: Annotated[
+        bool | None, typer.Option("--fired/--silent", help="Only features that fired, or that did not.")
+    ] = None,
+    min_rate: Annotated[float | None, typer.Option(help="Only features with at least this rate, 0..1.")] = None,
+    max_rate: Annotated[float | None, typer.Option(help="Only features with at most this rate, 0..1.")] = None,
+    since: Since = None,
+    until: Until = None,
+    url: Url = _URL,
+    as_json: AsJson = False,
+) -> None:
+    """List features of a stream with their figures."""
+    query: dict[str, Any] = {"sort": sort, "order": order, "limit": limit, "since": since, "until": until}
+    query |= {"fired": fired, "min_rate": min_rate, "max_rate": max_rate}
+    with _asking(url) as api:
+        answer = api.get(f"/v1/streams/{stream}/features", **query)
+    _print(answer, show.features, as_json=as_json)
+
+
+@app.command()
+def feature(
+    stream: Stream,
+    index: Annotated[int, typer.Argument(min=0, metavar="INDEX", help="Index of the feature.")],
+    *,
+    examples: Annotated[int, typer.Option(min=1, max=100, help="Examples to show at most.")] = 8,
+    since: Since = None,
+    until: Until = None,
+    url: Url = _URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show one feature: its figures, its course, and the rows that fire it most."""
+    base = f"/v1/streams/{stream}/features/{index}"
+    with _asking(url) as api:
+        answer = api.get(base, since=since, until=until)
+        answer["series"] = api.get_all(f"{base}/series", since=since, until=until)["items"]
+        answer["examples"] = api.get(f"{base}/examples", limit=examples)["items"]
+    _print(answer, show.feature, as_json=as_json)
+
+
+@app.command()
+def request(
+    request_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the request.")],
+    *,
+    url: Url = _URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is known of a request: rows, text where it was sent, outcomes."""
+    with _asking(url) as api:
+        answer = api.get(f"/v1/requests/{quote(request_id, safe='')}")
+    _print(answer, show.request, as_json=as_json)
+
+
+@contextmanager
+def _asking(url: str) -> Iterator[RestClient]:
+    """The API at ``url``; its errors end the command with a message and their exit status."""
+    try:
+        yield RestClient(url)
+    except InvalidOption as error:
+        raise typer.BadParameter(str(error), param_hint="--url") from None
+    except (DaemonUnreachable, RequestRefused) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(UNREACHABLE if isinstance(error, DaemonUnreachable) else REFUSED) from None
+
+
+def _print(answer: Any, form: Callable[[Screen, Any], None], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(answer, indent=1))
+    else:
+        form(Screen(), answer)
+
+
+def _become_daemon(command: str, arguments: list[str]) -> None:
+    """Replace this process by the daemon, so that signals and the exit status are the daemon's own."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "hydrophoned", command, *arguments])  # noqa: S606  no shell is wanted
