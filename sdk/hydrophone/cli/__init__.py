@@ -8,8 +8,9 @@ def main() -> None:
     try:
         from hydrophone.cli.app import app  # noqa: PLC0415  needs the extra `cli`
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich", "click"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("typer", "rich"):
             raise
-        sys.stderr.write(f"the command line needs {error.name}: pip install 'hydrophone[cli]'\n")
+        sys.stderr.write(f"the command line needs {missing}: pip install 'hydrophone[cli]'\n")
         raise SystemExit(2) from None
     app(prog_name="hydrophone")

@@ -67,8 +67,8 @@ def streams(screen: Screen, answer: Answer) -> None:
             fires, forwards = producer["fires"], producer["forwards"]
             # a report made during a forward pass may be one short
             if fires is not None and forwards is not None and fires < forwards - 1:
-                told = f"{one['id']}: the hook fired {fires:,} times in {forwards:,} forward passes; is the model compiled?"
-                screen.line((told, "bold yellow"))
+                told = f"the hook fired {fires:,} times in {forwards:,} forward passes; is the model compiled?"
+                screen.line((f"{one['id']}: {told}", "bold yellow"))
 
 
 def features(screen: Screen, answer: Answer) -> None:
