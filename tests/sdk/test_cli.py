@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 WIDTH = 16
 STREAM = "toy@1/block"
+STREAM_COLUMNS = ["stream", "rows", "dropped", "learned", "rows/s", "lag", "fvu", "l0", "dead", "features"]
 
 
 class Model(nn.Module):
@@ -90,19 +91,7 @@ def test_status_shows_the_daemon_and_its_streams(invoke):
 
 def test_streams_are_a_table_of_aligned_text(invoke):
     lines = told(invoke("streams")).splitlines()
-    assert lines[0].split() == [
-        "stream",
-        "rows",
-        "dropped",
-        "learned",
-        "rows/s",
-        "lag",
-        "s",
-        "fvu",
-        "l0",
-        "dead",
-        "features",
-    ]
+    assert lines[0].replace("lag s", "lag").split() == STREAM_COLUMNS
     cells = lines[1].split()
     assert cells[:3] == [STREAM, "3,840", "0"]
     assert lines[0].index("rows") + len("rows") == lines[1].index("3,840") + len("3,840")
