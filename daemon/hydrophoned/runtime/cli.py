@@ -172,11 +172,11 @@ def _check_descriptor(option: str, descriptor: int | None) -> None:
 def _run(settings: Config, ready_fd: int | None) -> int:
     import uvloop  # noqa: PLC0415  torch comes with the runtime, which must follow prepare_numerics
 
-    from hydrophoned.ingest.errors import IngestError  # noqa: PLC0415
-    from hydrophoned.learn.errors import LearnError  # noqa: PLC0415
-    from hydrophoned.runtime.daemon import run  # noqa: PLC0415
-    from hydrophoned.runtime.errors import RuntimeFailure  # noqa: PLC0415
-    from hydrophoned.store import StoreError  # noqa: PLC0415
+    from hydrophoned.ingest.errors import IngestError  # noqa: PLC0415  as above
+    from hydrophoned.learn.errors import LearnError  # noqa: PLC0415  as above
+    from hydrophoned.runtime.daemon import run  # noqa: PLC0415  as above
+    from hydrophoned.runtime.errors import RuntimeFailure  # noqa: PLC0415  as above
+    from hydrophoned.store import StoreError  # noqa: PLC0415  as above
 
     def ready(listening: "Ready") -> None:
         where = ", ".join(address for address in (listening.socket, listening.tcp, listening.http) if address)
