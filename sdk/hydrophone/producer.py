@@ -26,6 +26,7 @@ from hydrophone_schemas.wire import FrameReceiver, FrameType
 
 from hydrophone.buffer import Buffer
 from hydrophone.encode import Pieces, RowSource, encode
+from hydrophone.errors import InvalidOption
 from hydrophone.faults import FaultLog
 from hydrophone.requests import Numbering
 from hydrophone.session import Flushed, Hangup, Outgoing, Refused, Session, State
@@ -43,7 +44,8 @@ ATEXIT_TIMEOUT: Final = 2.0
 """Seconds the interpreter's end may wait for what is still to be sent."""
 _OUTCOMES: Final = 10_000
 _PIECES_PER_CALL: Final = 64
-_STREAMS: Final = 65_535
+_STREAMS: Final = 4096
+"""As many as a daemon accepts on one connection."""
 
 
 class Watcher(Protocol):
@@ -109,7 +111,9 @@ class Producer:
         with self._state:
             stream = self._streams.get(str(stream_id))
             if stream is None:
-                stream = Stream(stream_id, fingerprint, min(len(self._streams) + 1, _STREAMS))
+                if len(self._streams) == _STREAMS:
+                    raise InvalidOption(f"{stream_id} would be more than {_STREAMS} streams of one producer")
+                stream = Stream(stream_id, fingerprint, len(self._streams) + 1)
                 self._streams[stream.name] = stream
             if pieces is not None:
                 self._pieces[stream] = pieces

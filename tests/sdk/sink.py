@@ -37,9 +37,7 @@ class Row(NamedTuple):
 class Sink:
     """Listens at ``path``; remembers producers over connections, as the daemon does."""
 
-    def __init__(
-        self, path: Path, *, refuse: str | None = None, forget: bool = False, max_frame: int = 64 << 20
-    ) -> None:
+    def __init__(self, path: Path, *, refuse: str | None = None, max_frame: int = 64 << 20) -> None:
         self.path = path
         self.refuse = refuse
         self.max_frame = max_frame
@@ -179,14 +177,17 @@ def _values(batch: pa.RecordBatch) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 
+class Discarding(Sink):
+    """Only counts what was received, as to how far a producer may forget."""
+
+    def _keep(self, frame: Frame, producer: bytes, streams: dict[int, tuple[str, pa.Schema]]) -> None:  # noqa: ARG002  as in Sink
+        if frame.type in SEQUENCED:
+            self.received[producer] = max(self.received[producer], frame.sequence)
+
+
 def discard(path: str) -> None:
     """Serve producers at ``path`` and discard what they send, until killed."""
-    sink = Sink(Path(path))
-    sink._keep = lambda frame, producer, streams: (  # type: ignore[method-assign]
-        sink.received.__setitem__(producer, max(sink.received[producer], frame.sequence))
-        if frame.type in SEQUENCED
-        else None
-    )
+    sink = Discarding(Path(path))
     sink.start()
     print("ready", flush=True)  # noqa: T201  the parent waits for it
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

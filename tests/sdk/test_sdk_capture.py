@@ -269,7 +269,7 @@ def test_flattened_tokens_keep_their_positions(sink: Sink) -> None:
             super().__init__()
             self.embed, self.flat = nn.Embedding(16, 4), nn.Identity()
 
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  the hook reads it
             return self.flat(self.embed(input_ids).view(-1, 4))
 
     ids, mask = torch.tensor([[9, 1, 2], [3, 4, 5]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
@@ -405,6 +405,20 @@ def test_an_interrupted_forward_does_not_own_later_rows(blocks: Blocks, sink: Si
     assert len({row.request for row in sink.rows()}) == 2
 
 
+def test_a_forward_that_raised_does_not_own_later_rows(blocks: Blocks, sink: Sink) -> None:
+    class Fails(nn.Module):
+        def forward(self, _x: torch.Tensor) -> torch.Tensor:
+            raise ZeroDivisionError
+
+    model = nn.Sequential(blocks, Fails())
+    with attach(model, sink, "0") as tap:
+        with pytest.raises(ZeroDivisionError):
+            model(torch.randn(1, 2, 8))
+        blocks(torch.randn(1, 2, 8))  # by itself, not through the model
+        assert tap.status().forwards == 0
+    assert len({row.request for row in sink.rows()}) == 2
+
+
 def test_no_exception_leaves_a_hook(blocks: Blocks, sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
     class Hostile:
         """A cache whose length cannot be read."""
@@ -417,7 +431,7 @@ def test_no_exception_leaves_a_hook(blocks: Blocks, sink: Sink, caplog: pytest.L
             super().__init__()
             self.inner = blocks
 
-        def forward(self, x: torch.Tensor, cache: object = None) -> torch.Tensor:
+        def forward(self, x: torch.Tensor, cache: object = None) -> torch.Tensor:  # noqa: ARG002  the hook reads it
             return self.inner(x)
 
     model = Model()

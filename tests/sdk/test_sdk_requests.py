@@ -14,8 +14,11 @@ class Cache:
     pass
 
 
+RANDOM = Random(0)  # noqa: S311  decides on samples
+
+
 def book(sample: float = 1.0) -> RequestBook:
-    return RequestBook("m", "1", Sampler(sample, Random(0)), Numbering())
+    return RequestBook("m", "1", Sampler(sample, RANDOM), Numbering())
 
 
 def names(assignment: object) -> list[str]:
@@ -111,7 +114,7 @@ def test_attributes_are_made_plain_and_bounded() -> None:
 
 
 def test_the_sample_rate_falls_under_pressure_and_recovers() -> None:
-    sampler = Sampler(0.8, Random(0))
+    sampler = Sampler(0.8, RANDOM)
     sampler.tick(fill=0.6, dropped=0)
     sampler.tick(fill=0.0, dropped=5)
     assert sampler.rate == pytest.approx(0.2)

@@ -1,7 +1,5 @@
 """The producer's state machine against a model daemon that loses connections, forgets, and refuses."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -185,10 +183,10 @@ def live(session: Session, peer: Peer) -> None:
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Session, Peer]]:
+def pair() -> tuple[Session, Peer]:
     session, peer = new_session(), Peer()
     live(session, peer)
-    yield session, peer
+    return session, peer
 
 
 def test_backoff_doubles_up_to_its_bound_and_starts_again_after_a_welcome() -> None:
