@@ -1,11 +1,11 @@
 """Errors of starting and running the daemon.
 
-    RuntimeFailure
-    +-- ConfigError    a setting is unknown, of the wrong type or out of range
+RuntimeFailure
++-- ConfigError    a setting is unknown, of the wrong type or out of range
 """
 
 
-class RuntimeFailure(Exception):
+class RuntimeFailure(Exception):  # noqa: N818  RuntimeError is Python's own
     """Root of the errors raised by ``hydrophoned.runtime``."""
 
 
