@@ -169,7 +169,7 @@ def send_pyarrow(path: str, load: Load, control: Connection) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
         set_buffers(connection)
         connection.connect(path)
-        with connection.makefile("wb", buffering=0) as file:
+        with connection.makefile("wb") as file:
             control.send("ready")
             control.recv()
             started = time.perf_counter()
@@ -282,7 +282,7 @@ class DaemonThread:
 
 def receive_pyarrow(connection: socket.socket, load: Load) -> None:
     rows = 0
-    with connection.makefile("rb", buffering=0) as file, pa.ipc.open_stream(file) as reader:
+    with connection.makefile("rb") as file, pa.ipc.open_stream(file) as reader:
         for batch in reader:
             rows += batch.num_rows
     assert rows == load.rows * load.batches, rows
@@ -302,7 +302,8 @@ def run_producer(target: Callable[..., None], path: str, load: Load, serve: Call
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(path, load, theirs))
     process.start()
-    server = threading.Thread(target=serve) if serve is not None else None
+    theirs.close()  # so that its end is noticed here
+    server = threading.Thread(target=serve, daemon=True) if serve is not None else None
     if server is not None:
         server.start()
     assert ours.recv() == "ready"

@@ -23,7 +23,10 @@ NEXT_KEY: Final = b"hydrophone.next"
 def _require_utc(time: datetime) -> datetime:
     if time.tzinfo is None:
         raise ValueError("a time needs its zone: end it with Z or an offset such as +02:00")
-    return time.astimezone(UTC)
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time must lie in the years 1 to 9999 in UTC") from None
 
 
 def format_time(time: datetime) -> str:
@@ -42,7 +45,7 @@ Time = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 Count = Annotated[int, Field(ge=0)]
-Label = bool | int | float | str | None
+Label = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str | None
 
 
 class RestModel(BaseModel):

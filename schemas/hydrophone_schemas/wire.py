@@ -195,10 +195,14 @@ class FrameReceiver:
 
     Drive it as ``BufferedProtocol`` does: take :meth:`buffer`, write up to its length into it, call
     :meth:`received` with the count. State is bounded by one frame of ``max_frame`` bytes.
+
+    After :meth:`received` has raised, ``before_fault`` holds the frames that the same bytes completed before the fault,
+    so that what is received does not depend on how the bytes were split.
     """
 
     def __init__(self, *, max_frame: int = MAX_FRAME_BYTES, expect_preamble: bool = True) -> None:
         self.max_frame = max_frame
+        self.before_fault: list[Frame] = []
         self._preamble = expect_preamble
         self._scratch = bytearray(_SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
@@ -237,7 +241,7 @@ class FrameReceiver:
                 return []
             return [self._finish()]
         self._end += count
-        frames: list[Frame] = []
+        frames = self.before_fault = []
         if self._preamble and not self._take_preamble():
             return frames
         while self._payload_view is None and self._end - self._start >= HEADER.size:
@@ -254,7 +258,11 @@ class FrameReceiver:
             room = self.buffer()
             count = min(len(room), len(view))
             room[:count] = view[:count]
-            frames += self.received(count)
+            try:
+                frames += self.received(count)
+            except WireError:
+                self.before_fault = frames + self.before_fault
+                raise
             view = view[count:]
         return frames
 

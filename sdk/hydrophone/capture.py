@@ -40,11 +40,13 @@ class HostCopy:
     __slots__ = ("event", "tensor")
 
     def __init__(self, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
-        tensor = tensor.detach()
+        if tensor.requires_grad:
+            tensor = tensor.detach()
         self.event: Any = None
         if tensor.is_cpu:
             if dtype is None or dtype is tensor.dtype:
-                self.tensor = tensor.clone(memory_format=torch.contiguous_format)
+                plain = tensor.is_contiguous()
+                self.tensor = tensor.clone() if plain else tensor.clone(memory_format=torch.contiguous_format)
             else:
                 self.tensor = tensor.to(dtype, memory_format=torch.contiguous_format, copy=True)
         elif tensor.is_cuda:
@@ -229,9 +231,10 @@ class _Root:
         forward = Forward()
         named = dict(zip(self._names, args, strict=False)) if args else {}
         named.update(kwargs)
-        ids_name = next((name for name in _ID_NAMES if isinstance(named.get(name), Tensor)), None)
-        ids = named[ids_name] if ids_name else None
-        if ids is not None and ids.ndim == 1:
+        ids_name, ids = _first_named(named, _ID_NAMES)
+        if not isinstance(ids, Tensor):
+            ids = None
+        elif ids.ndim == 1:
             ids = ids[None]
         embeds = named.get("inputs_embeds")
         main = ids if ids is not None else embeds if isinstance(embeds, Tensor) else _first_tensor(named.values())
@@ -240,7 +243,7 @@ class _Root:
         forward.batch = main.shape[0] if main.ndim > 1 else 1
         if main.ndim == 3 or ids is not None:
             forward.length = main.shape[1]
-        cache = next((named[name] for name in _CACHE_NAMES if named.get(name) is not None), None)
+        _, cache = _first_named(named, _CACHE_NAMES)
         if cache is not None:
             forward.past = self._past(cache)
         assignment = self.book.assign(forward.batch, cache, forward.past)
@@ -254,7 +257,7 @@ class _Root:
 
     def end(self, forward: Forward | None, output: Any) -> None:
         """Remember the KV cache that this forward began, so that the next one finds it."""
-        if forward is None or forward.assignment is None or forward.batch is None:
+        if forward is None or forward.assignment is None or forward.batch is None or isinstance(output, Tensor):
             return
         cache = next((found for name in _CACHE_NAMES if (found := _field(output, name)) is not None), None)
         if cache is not None:
@@ -380,6 +383,15 @@ def _select(value: Any, index: int | None) -> Tensor | None:
         return _first_tensor(items)
     found = items[index] if index < len(items) else None
     return found if isinstance(found, Tensor) else None
+
+
+def _first_named(named: Mapping[str, Any], names: Iterable[str]) -> tuple[str, Any]:
+    """The first of ``names`` whose value is not None, and the value; plain, as it runs before each forward."""
+    for name in names:
+        value = named.get(name)
+        if value is not None:
+            return name, value
+    return "", None
 
 
 def _field(output: Any, name: str) -> Any:

@@ -22,7 +22,7 @@ class Host:
 
 
 class Source:
-    def __init__(  # noqa: PLR0917  a capture's own parts
+    def __init__(
         self, stream: Stream, forward: Forward, batch: int, length: int, values: np.ndarray, *, dtype: str = "float32"
     ) -> None:
         self.stream, self.forward, self.batch, self.length, self._values = stream, forward, batch, length, values

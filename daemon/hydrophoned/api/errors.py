@@ -15,7 +15,7 @@ class ApiError(Exception):
     """Root of the errors raised by ``hydrophoned.api``."""
 
 
-class Refused(ApiError):
+class Refused(ApiError):  # noqa: N818  named after its cause
     """The request is answered with a problem document.
 
     ``name`` is the problem's name, the end of its ``type``; ``errors`` names each parameter or field that was wrong.

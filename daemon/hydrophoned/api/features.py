@@ -4,7 +4,7 @@ import re
 from datetime import UTC
 from functools import partial
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import pyarrow as pa
 from hydrophone_schemas import rest
@@ -51,7 +51,7 @@ class ExamplesQuery(FormatQuery):
 class _FeatureCursor(rest.RestModel):
     """Behind which feature the next page begins, and the range that all pages share."""
 
-    key: float | int | None = Field(allow_inf_nan=False, ge=-(2**63), lt=2**63)
+    key: Annotated[int, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(allow_inf_nan=False)] | None
     index: int = Field(ge=0, le=MAX_INDEX)
     since: int = Field(ge=0, lt=2**60)
     until: int = Field(ge=0, lt=2**60)

@@ -37,7 +37,7 @@ def host_check(allowed: Iterable[str]) -> Middleware:
             raise Refused(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 "misdirected",
-                f"Host {host!r} is not one of {', '.join(sorted(names))}; other names must be allowed in the config",
+                f"Host {host!r} is not one of {', '.join(sorted(names))}: ask by one of these",
             )
         return await handler(request)
 

@@ -85,7 +85,7 @@ def _read(reader: StoreReader, name: str, *, tokens: bool) -> rest.RequestDetail
                 rows=rows.get(request["request_key"], []),
                 tokens=runs.get(request["request_key"]),
             )
-            for request in ({**request, "attributes": json.loads(request["attributes"])} for request in requests)
+            for request in ({**request, "attributes": _labels(request["attributes"])} for request in requests)
         ],
         outcomes=[
             rest.Outcome(
@@ -94,11 +94,20 @@ def _read(reader: StoreReader, name: str, *, tokens: bool) -> rest.RequestDetail
                 time=outcome["time"].replace(tzinfo=UTC),
                 received=outcome["received"].replace(tzinfo=UTC),
                 source=outcome["source"],
-                labels=json.loads(outcome["labels"]),
+                labels=_labels(outcome["labels"]),
             )
             for outcome in reader.outcomes(name, limit=_MAX_REQUESTS).to_pylist()
         ],
     )
+
+
+def _labels(text: str) -> dict[str, Any]:
+    """Labels or attributes as a producer gave them: NaN and Inf become null, what is nested becomes JSON text."""
+    given = json.loads(text, parse_constant=lambda _: None)
+    return {
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+        for name, value in given.items()
+    }
 
 
 def _join_runs(runs: list[dict[str, Any]]) -> dict[int, list[rest.TokenRun]]:

@@ -66,13 +66,17 @@ class Connection(asyncio.BufferedProtocol):
         if self._closed_at is not None:
             return
         self._progress = self._server.clock()
+        fault: WireError | None = None
         try:
             frames = self._receiver.received(nbytes)
+        except WireError as error:
+            frames, fault = self._receiver.before_fault, error
+        try:
             if frames:
                 self._act(self._session.receive(frames, self._server.now()))
-        except WireError as error:
-            self._server.sink.count(f"errors_{error.code}")
-            self.fail(ErrorCode(error.code), error.detail)
+            if fault is not None and self._closed_at is None:
+                self._server.sink.count(f"errors_{fault.code}")
+                self.fail(ErrorCode(fault.code), fault.detail)
         except Exception:  # noqa: BLE001  whatever it is, the other connections go on
             self._server.sink.count("errors_internal")
             _log.exception("%s: a connection was closed by an error of the daemon; the others go on", self._peer())

@@ -16,35 +16,35 @@ class StoreError(Exception):
     """Root of the errors raised by ``hydrophoned.store``."""
 
 
-class StoreLocked(StoreError):
+class StoreLocked(StoreError):  # noqa: N818  named after its cause
     """Another process has the store open."""
 
 
-class StoreTooNew(StoreError):
+class StoreTooNew(StoreError):  # noqa: N818  named after its cause
     """The file was written by a later version of the daemon."""
 
 
-class StoreUnusable(StoreError):
+class StoreUnusable(StoreError):  # noqa: N818  named after its cause
     """The file cannot be opened."""
 
 
-class StoreClosed(StoreError):
+class StoreClosed(StoreError):  # noqa: N818  named after its cause
     """The store was closed."""
 
 
-class BadTable(StoreError, ValueError):
+class BadTable(StoreError, ValueError):  # noqa: N818  named after its cause
     """A table is not one of the store's, or its columns are not those of ``hydrophone_schemas.tables``."""
 
 
-class BadQuery(StoreError, ValueError):
+class BadQuery(StoreError, ValueError):  # noqa: N818  named after its cause
     """A query was given a value that it does not know, such as a column to sort by."""
 
 
-class QueryTimeout(StoreError):
+class QueryTimeout(StoreError):  # noqa: N818  named after its cause
     """A query took longer than it may and was stopped."""
 
 
-class WriteFailed(StoreError):
+class WriteFailed(StoreError):  # noqa: N818  named after its cause
     """A transaction failed and left nothing behind.
 
     ``retry`` is true where the cause may pass (no space left, no memory), false where the same write fails again.

@@ -8,6 +8,9 @@ from typing import Any
 from hydrophone.tap import Status
 
 
+_LONGEST_COURSE = 600
+
+
 @dataclass
 class Figures:
     """One reading. None is unknown."""
@@ -33,7 +36,8 @@ class Meter:
     """Turns counters into rates over the last seconds, and keeps the course of fvu for the picture."""
 
     started: float = field(default_factory=time.monotonic)
-    fvus: deque[float] = field(default_factory=lambda: deque(maxlen=60))
+    fvus: list[float] = field(default_factory=list)
+    """The course of fvu from the start, thinned by half whenever it grows long."""
     _marks: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=20))
 
     def read(self, tokens: int, tap: Status, stream: dict[str, Any] | None) -> Figures:
@@ -49,6 +53,8 @@ class Meter:
                 setattr(figures, name, stream[name])
             if figures.fvu is not None:
                 self.fvus.append(figures.fvu)
+                if len(self.fvus) > _LONGEST_COURSE:
+                    del self.fvus[1::2]
         self._marks.append((now, tokens, figures.rows_learned))
         first = self._marks[0]
         if now > first[0]:

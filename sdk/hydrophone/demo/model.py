@@ -1,6 +1,7 @@
 """Loads the demo's language model: SmolLM2-135M-Instruct from its wheel, or the user's own."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ def load_model(source: str | None) -> LoadedModel:
 
     Raises DemoError when the model or the libraries that load it are missing.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: its bars would tear the live view
     try:
         import torch  # noqa: PLC0415  only the demo needs these
         import transformers  # noqa: PLC0415

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from rich.console import Console
@@ -17,8 +17,9 @@ from hydrophone.demo.daemon import DemoDaemon
 from hydrophone.demo.errors import DemoError
 from hydrophone.demo.figures import Figures, Meter, shown
 from hydrophone.demo.model import LoadedModel, default_site, load_model
-from hydrophone.demo.telling import most_telling, print_telling
+from hydrophone.demo.telling import Telling, most_telling, print_telling
 from hydrophone.demo.view import View, make_view
+from hydrophone.errors import HydrophoneError
 from hydrophone.tap import Tap
 
 _CHUNK_TOKENS: Final = 256
@@ -51,7 +52,16 @@ class Options:
     """Features to print at the end."""
 
 
-def run_demo(options: Options, console: Console) -> None:
+class Outcome(NamedTuple):
+    """What a demo came to: the last reading, the course of fvu, the features told, and the stream they are of."""
+
+    figures: Figures
+    fvus: list[float]
+    telling: list[Telling]
+    stream: str
+
+
+def run_demo(options: Options, console: Console) -> Outcome:
     """Run the demo to its end; raises DemoError where it cannot go on."""
     documents = read_documents(list(options.text)) if options.text else builtin_documents()
     started = time.monotonic()
@@ -72,21 +82,23 @@ def run_demo(options: Options, console: Console) -> None:
                 tokenizer=loaded.tokenizer,
             ) as tap:
                 stream_id = tap.streams[0]
-                figures = _listen(loaded, tap, daemon, view, options, chunks(documents, loaded.tokenizer, _CHUNK_TOKENS, options.seed))
+                text = chunks(documents, loaded.tokenizer, _CHUNK_TOKENS, options.seed)
+                figures, fvus = _listen(loaded, tap, daemon, view, options, text)
                 report = _report(figures, daemon, stream_id)
                 report["total_seconds"] = time.monotonic() - started
                 if options.report is not None:
                     options.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            _conclude(console, daemon, stream_id, report, options)
+            telling = _conclude(console, daemon, stream_id, report, options)
             if not options.once:
                 console.print("\nserving until Ctrl-C ...")
                 _serve_on()
+            return Outcome(figures, fvus, telling, stream_id)
 
 
 def _listen(
     loaded: LoadedModel, tap: Tap, daemon: DemoDaemon, view: View, options: Options, text: Iterator[Any]
-) -> Figures:
-    """Run the model over the text and show figures meanwhile; the figures after everything was learned."""
+) -> tuple[Figures, list[float]]:
+    """Run the model over the text and show figures meanwhile; the figures after all is learned, and fvu's course."""
     import torch  # noqa: PLC0415  the demo's own extra
 
     meter, stream_id, tokens = Meter(), tap.streams[0], 0
@@ -97,7 +109,12 @@ def _listen(
 
     def watch() -> None:
         while not ended.wait(_READ_SECONDS):
-            view.show(meter.read(tokens, tap.status(), stream_status()), meter.fvus, options.tokens, stream_id)
+            try:
+                stream = stream_status()
+            except HydrophoneError as error:
+                view.say(f"no figures from the daemon: {error}")
+                continue
+            view.show(meter.read(tokens, tap.status(), stream), meter.fvus, options.tokens, stream_id)
 
     watcher = threading.Thread(target=watch, name="demo view", daemon=True)
     watcher.start()
@@ -119,7 +136,7 @@ def _listen(
     figures = meter.read(tokens, tap.status(), stream_status())
     figures.model_tokens_per_s = tokens / model_seconds
     view.show(figures, meter.fvus, options.tokens, stream_id)
-    return figures
+    return figures, list(meter.fvus)
 
 
 def _report(figures: Figures, daemon: DemoDaemon, stream_id: str) -> dict[str, Any]:
@@ -144,7 +161,9 @@ def _report(figures: Figures, daemon: DemoDaemon, stream_id: str) -> dict[str, A
     }
 
 
-def _conclude(console: Console, daemon: DemoDaemon, stream_id: str, report: dict[str, Any], options: Options) -> None:
+def _conclude(
+    console: Console, daemon: DemoDaemon, stream_id: str, report: dict[str, Any], options: Options
+) -> list[Telling]:
     base = f"/v1/streams/{stream_id}/features"
     features = daemon.get(base, sort="rate", order="desc", limit=_CANDIDATES)["items"]
     with_examples = ((one, daemon.get(f"{base}/{one['index']}/examples")["items"]) for one in features)
@@ -168,6 +187,7 @@ def _conclude(console: Console, daemon: DemoDaemon, stream_id: str, report: dict
         f"curl '{daemon.url}/v1/streams/{quote(stream_id, safe='@')}/features?sort=max&limit=5'",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
+    return telling
 
 
 def _serve_on() -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 _MIN_EXAMPLES = 5
+_LEFT_CHARACTERS = 36  # so that the marked token stands in one column, within 80
 
 
 class Telling(NamedTuple):
@@ -65,9 +66,9 @@ def context_line(example: dict[str, Any]) -> Text:
     at = example["context_index"]
     return Text.assemble(
         (f"  {example['value']:7.2f}  ", "dim"),
-        "".join(pieces[max(0, at - 12) : at]),
+        "".join(pieces[:at])[-_LEFT_CHARACTERS:].rjust(_LEFT_CHARACTERS),
         (f"[{pieces[at]}]", "bold black on yellow"),
-        "".join(pieces[at + 1 : at + 9]),
+        "".join(pieces[at + 1 :]),
     )
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from hydrophone.demo.figures import Figures, shown
 
 _BARS = "▁▂▃▄▅▆▇█"
+_MOST_BARS = 60
 _PLAIN_EVERY_SECONDS = 5.0
 
 
@@ -124,9 +125,11 @@ def panel(figures: Figures, fvus: Sequence[float], goal: int, site: str) -> Pane
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Values as a row of bars, scaled between their minimum and maximum."""
+    """Values as a row of at most 60 bars, scaled between their minimum and maximum."""
     if not values:
         return ""
+    step = -(-len(values) // _MOST_BARS)
+    values = values[::step]
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     return "".join(_BARS[round((value - low) / span * (len(_BARS) - 1))] for value in values)

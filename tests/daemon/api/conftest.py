@@ -1,154 +1,16 @@
-"""A backend on a real store, and a real server on loopback in front of it."""
+"""Fixtures of the API's tests: a backend on a real store, and calls of a real server in front of it."""
 
-import asyncio
-import json
 import sys
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pytest
-from aiohttp import ClientSession
-from aiohttp.web import TCPSite
-from hydrophone_schemas.rest import ProducerReport, SelfReport, Stage, StreamStatus
-from hydrophoned.api import EncodedRows, Unavailable, create_app, create_runner
-from hydrophoned.store import Store, StoreReader, StoreWriter
-from yarl import URL
+from hydrophoned.store import Store
 
 # the store's generated windows are the API's too; test folders are not packages
 sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
 
-from generated import SECOND, GeneratedStream, as_table
-
-WIDTH, K = 8, 3
-
-
-class StoreBackend:
-    """A backend whose stored figures are real and whose live figures are set by the test."""
-
-    version = "0.0.1"
-
-    def __init__(self, store: Store, generated: list[GeneratedStream]) -> None:
-        self.store = store
-        self.reader = StoreReader(store)
-        self.writer = StoreWriter(store)
-        self.generated = generated
-        self.time = generated[0].end if generated else 0
-        self.reasons: list[str] = []
-        self.busy = False
-        self.outcomes: list[tuple] = []
-        self.events = {"frames_bad": 3}
-        self.live = {stream.id: self._status(stream) for stream in generated}
-
-    def _status(self, stream: GeneratedStream) -> StreamStatus:
-        model, _, rest = stream.id.partition("@")
-        version, _, site = rest.partition("/")
-        return StreamStatus(
-            id=stream.id, stream_key=stream.key, model=model, version=version, site=site, width=WIDTH, dtype="float32",
-            fingerprint="f" * 16, created=datetime(2026, 1, 1, tzinfo=UTC), features=stream.features, k=K,
-            dictionary_version=1, rows_received=1000, rows_dropped={"queue_full": 5}, rows_quarantined=2, rows_sink=4,
-            rows_scored=900, rows_learned=800, queue_rows=7, queue_bytes=700, lag_seconds=0.5,
-            learner_rows_per_second=123.0, fvu=0.25, l0=3.0, dead_fraction=None, features_alive=None, mean_norm=3.0,
-            median_norm=2.5, sink_norm_factor=5.0,
-            producers=[ProducerReport(producer="p1", connected=True, fires=9, forwards=10, dropped={"pressure": 2})],
-        )  # fmt: skip
-
-    def now(self) -> int:
-        return self.time
-
-    def streams(self) -> list[StreamStatus]:
-        return list(self.live.values())
-
-    def stream(self, stream_id: str) -> StreamStatus | None:
-        return self.live.get(stream_id)
-
-    async def encode(self, stream_id: str, x: np.ndarray) -> EncodedRows:
-        """The K largest coordinates of each row: a dictionary of the axes, so that tests know the answer."""
-        if self.busy:
-            raise Unavailable("the learner is behind")
-        assert x.dtype == np.float32
-        finite = np.isfinite(x).all(axis=1)
-        index = np.argsort(-np.where(np.isfinite(x), x, 0), axis=1, kind="stable")[:, :K].astype(np.int32)
-        value = np.take_along_axis(x, index, axis=1)
-        return EncodedRows(index, value, np.linalg.norm(np.nan_to_num(x), axis=1) > 100, finite)
-
-    def put_outcome(self, request_id: str, model: str, labels: dict, time: int, source: str) -> None:
-        self.outcomes.append((request_id, model, labels, time, source))
-        row = {
-            "request_id": [request_id], "model": [model], "time": [time], "received": [self.time], "source": [source],
-            "labels": [json.dumps(labels)],
-        }  # fmt: skip
-        self.writer.put({"outcome": as_table("outcome", row)}, patience_seconds=0)
-
-    def ready(self) -> list[str]:
-        return self.reasons
-
-    def self_report(self) -> SelfReport:
-        now = datetime.fromtimestamp(self.time / SECOND, UTC)
-        return SelfReport(
-            version=self.version, pid=1, started=now, time=now, cpu_seconds=1.5, rss_bytes=1 << 20, threads=5,
-            connections=2, stages=[Stage(name="ingest", cpu_seconds=0.5), Stage(name="store")],
-            store=self.writer.report(), counters=self.events,
-        )  # fmt: skip
-
-    def counters(self) -> dict[str, int]:
-        return self.events
-
-
-class Got(NamedTuple):
-    status: int
-    headers: dict
-    body: bytes
-
-    @property
-    def json(self):
-        return json.loads(self.body)
-
-
-class Api:
-    """Calls a server that lives for one ``together`` block, or for one call."""
-
-    def __init__(self, backend: StoreBackend, **options: object) -> None:
-        self.backend, self.options = backend, options
-
-    def together(self, scenario: Callable[["Session"], Awaitable[object]]) -> object:
-        async def main() -> object:
-            runner = create_runner(create_app(self.backend, **self.options))
-            await runner.setup()
-            try:
-                site = TCPSite(runner, "127.0.0.1", 0)
-                await site.start()
-                host, port = runner.addresses[0][:2]
-                async with ClientSession() as client:
-                    return await scenario(Session(client, f"http://{host}:{port}"))
-            finally:
-                await runner.cleanup()
-
-        return asyncio.run(main())
-
-    def get(self, path: str, **options: object) -> Got:
-        return self.call("GET", path, **options)
-
-    def post(self, path: str, **options: object) -> Got:
-        return self.call("POST", path, **options)
-
-    def call(self, method: str, path: str, **options: object) -> Got:
-        return self.together(lambda session: session.call(method, path, **options))
-
-
-class Session:
-    def __init__(self, client: ClientSession, base: str) -> None:
-        self.client, self.base = client, base
-
-    async def call(self, method: str, path: str, **options: object) -> Got:
-        # the path goes out exactly as it is written here
-        async with self.client.request(method, URL(self.base + path, encoded=True), **options) as response:
-            return Got(response.status, response.headers, await response.read())
-
-    async def get(self, path: str, **options: object) -> Got:
-        return await self.call("GET", path, **options)
+from generated import GeneratedStream
+from loopback import Api, StoreBackend
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,9 @@ def test_a_stream_without_windows_has_an_empty_list_and_no_range(api, backend):
 
 
 @pytest.mark.parametrize("written", ["toy@1/layers.0", "toy@1%2Flayers.0", "toy@1%2flayers.0", "toy%401%2Flayers.0"])
-@pytest.mark.parametrize("below", ["", "/features", "/features/3", "/features/3/series", "/features/3/examples", "/windows"])
+@pytest.mark.parametrize(
+    "below", ["", "/features", "/features/3", "/features/3/series", "/features/3/examples", "/windows"]
+)
 def test_a_stream_id_may_be_written_with_its_slash_or_encoded(api, written, below):
     got = api.get(f"/v1/streams/{written}{below}")
     assert got.status == 200, got.body
@@ -260,5 +262,3 @@ def test_a_stream_shows_unknown_figures_as_null(api):
     assert status["created"] == "2026-01-01T00:00:00Z"
     assert status["producers"][0]["sent"] is None
     assert rest.StreamStatus.model_validate_json(api.get(f"/v1/streams/{ID}").body).rows_dropped == {"queue_full": 5}
-
-

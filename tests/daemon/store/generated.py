@@ -84,7 +84,8 @@ class GeneratedStream:
         stream = {
             "stream_key": [self.key], "window_start": [start], "window_end": [end], "rows": [scored + 7],
             "rows_sink": [4], "rows_quarantined": [2], "rows_late": [1], "rows_scored": [scored],
-            "rows_learned": [scored], "requests": [3], "fvu": pa.array([None if unknown else self.fvu[w]], pa.float64()),
+            "rows_learned": [scored], "requests": [3],
+            "fvu": pa.array([None if unknown else self.fvu[w]], pa.float64()),
             "l0": pa.array([None if unknown else self.l0[w]], pa.float64()), "dead_fraction": [0.25],
             "mean_norm": pa.array([None if unknown else 3.0 + w], pa.float64()), "median_norm": [2.5 + w],
             "features_fired": pa.array([None if unknown else len(active)], pa.int32()), "dictionary_version": [1],

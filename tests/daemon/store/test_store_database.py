@@ -1,6 +1,8 @@
 import subprocess
 import sys
 import textwrap
+import threading
+from datetime import UTC
 
 import duckdb
 import pyarrow as pa
@@ -16,6 +18,7 @@ from hydrophoned.store import (
     StoreReader,
     StoreTooNew,
     StoreUnusable,
+    WindowRange,
     WriteFailed,
 )
 from hydrophoned.store.migrations import MIGRATIONS, Migration, migrate
@@ -207,3 +210,36 @@ def test_the_same_window_twice_is_kept_twice(path):
         assert store.write(stream.window(0)) == store.write(stream.window(0))
         found = StoreReader(store).features(1, FeatureQuery(START, START + LENGTH, 100)).to_pylist()
     assert sum(row["fired"] for row in found) == 2 * stream.fired[0].sum()
+
+
+def test_readers_see_whole_windows_while_others_write_and_delete(path):
+    stream = GeneratedStream(key=1, count=200, silent=frozenset())
+    problems, done = [], threading.Event()
+    with Store(path) as store:
+        reader = StoreReader(store)
+
+        def read():
+            try:
+                while not done.is_set():
+                    covered = reader.windows(1, WindowRange(0, 1 << 60, 1000)).to_pylist()
+                    if covered:
+                        last = covered[-1]
+                        start = int(last["window_start"].replace(tzinfo=UTC).timestamp() * 1e6)
+                        found = reader.features(1, FeatureQuery(start, start + 1, 100)).to_pylist()
+                        assert len(found) == last["features_fired"]
+            except BaseException as error:
+                problems.append(error)
+                raise
+
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for w in range(stream.count):
+            store.write(stream.window(w))
+            if w % 50 == 49:
+                store.retain(int(stream.starts[w]), max_age_us=20 * LENGTH)
+        done.set()
+        for thread in threads:
+            thread.join(10)
+        assert not problems
+        assert reader.last_window_end(1) == stream.end
