@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Final, cast
 
 from hydrophone_schemas.errors import WireError
-from hydrophone_schemas.wire import ErrorCode, FrameReceiver
+from hydrophone_schemas.wire import ErrorCode, Frame, FrameReceiver
 
 from hydrophoned.ingest.session import IngestSession, Reaction
 
@@ -18,12 +18,14 @@ _log = logging.getLogger(__name__)
 GREETING_SECONDS: Final = 10.0
 """Within which a peer has to say HELLO."""
 LINGER_SECONDS: Final = 5.0
-"""For which a connection that is being closed waits for its peer to read the last frames."""
+"""For which a connection that was closed waits for its peer to read the last frames and close too."""
 MAX_UNREAD_BYTES: Final = 1 << 20
 """What a peer may leave unread before its connection is cut."""
 MAX_FLUSHES: Final = 1024
 """Flushes of one connection that may wait at once."""
 _SOCKET_BUFFER_BYTES: Final = 4 << 20
+_DISCARDED: Final = memoryview(bytearray(64 << 10))
+"""Where bytes go that come after a connection was closed; nobody reads them."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -59,24 +61,21 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  asyncio's signature
         """Where the next bytes belong."""
-        return self._receiver.buffer()
+        return self._receiver.buffer() if self._closed_at is None else _DISCARDED
 
     def buffer_updated(self, nbytes: int) -> None:
         """React to what the ``nbytes`` complete."""
         if self._closed_at is not None:
             return
         self._progress = self._server.clock()
-        fault: WireError | None = None
         try:
-            frames = self._receiver.received(nbytes)
-        except WireError as error:
-            frames, fault = self._receiver.before_fault, error
-        try:
-            if frames:
-                self._act(self._session.receive(frames, self._server.now()))
-            if fault is not None and self._closed_at is None:
-                self._server.sink.count(f"errors_{fault.code}")
-                self.fail(ErrorCode(fault.code), fault.detail)
+            try:
+                self._take(self._receiver.received(nbytes))
+            except WireError as fault:
+                self._take(self._receiver.before_fault)
+                if self._closed_at is None:
+                    self._server.sink.count(f"errors_{fault.code}")
+                    self.fail(ErrorCode(fault.code), fault.detail)
         except Exception:  # noqa: BLE001  whatever it is, the other connections go on
             self._server.sink.count("errors_internal")
             _log.exception("%s: a connection was closed by an error of the daemon; the others go on", self._peer())
@@ -84,7 +83,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """Close our side too; what was cut off is counted."""
-        if self._receiver.partial:
+        if self._receiver.partial and self._closed_at is None:
             self._server.sink.count("connections_cut")
         return False
 
@@ -96,7 +95,7 @@ class Connection(asyncio.BufferedProtocol):
             self._flusher.cancel()
 
     def check(self, now: float) -> None:
-        """End a connection that does not greet, stops in the middle of a frame, or does not read its last frames."""
+        """End a connection that does not greet, stops in the middle of a frame, or stays after it was closed."""
         limit = self._limits.frame_timeout_s
         greeting = min(GREETING_SECONDS, limit)
         if self._closed_at is not None:
@@ -124,6 +123,10 @@ class Connection(asyncio.BufferedProtocol):
         self._server.sink.count("connections_timed_out")
         self.fail(ErrorCode.TIMEOUT, detail)
 
+    def _take(self, frames: list[Frame]) -> None:
+        if frames:
+            self._act(self._session.receive(frames, self._server.now()))
+
     def _act(self, reaction: Reaction) -> None:
         if isinstance(reaction.superseded, Connection):
             self._server.sink.count("connections_superseded")
@@ -148,9 +151,13 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()
 
     def _close(self) -> None:
+        """End our side; the peer's end closes the connection.
+
+        Closing at once, with bytes of the peer unread, would reset the connection, and it might never see why.
+        """
         if self._transport is not None and self._closed_at is None:
             self._closed_at = self._server.clock()
-            self._transport.close()
+            self._transport.write_eof()
 
     async def _flush(self) -> None:
         """Flush until no token waits; those that come during a flush have the next one in common."""

@@ -107,6 +107,9 @@ class StreamLearner:
             self._process_staged()
         if self.window.ended(now):
             self._close_window()
+        if self.window.ahead_of(now):
+            self._close_window(early=True)
+            self.window.closed_until = 0
         patience = int(self.config.patience_seconds * 1e6)
         if now - self._last_step > patience:
             self._last_step = now
@@ -122,7 +125,7 @@ class StreamLearner:
             self._initialise()
         while self.dictionary_version and self.buffer.count:
             self._train(self.buffer.draw(self.config.batch_rows))
-        self._close_window()
+        self._close_window(early=True)
 
     def take_closed(self) -> list[dict[str, pa.RecordBatch]]:
         """Windows closed since the last call: record batches by table name."""
@@ -274,9 +277,8 @@ class StreamLearner:
         self.rows_learned += len(batch)
         self.window.rows_learned += len(batch)
 
-    def _close_window(self) -> None:
-        if not self.window.rows and not self.window.rows_learned:
-            self.window.forget()
+    def _close_window(self, *, early: bool = False) -> None:
+        if self.window.end is None:
             return
         dead = self.statistics.dead_fraction(self.config.dead_after_rows) if self.rows_scored else None
         self._closed.append(
@@ -286,6 +288,7 @@ class StreamLearner:
                 dead_fraction=dead,
                 median_norm=self.sinks.median,
                 dictionary_version=self.dictionary_version,
+                early=early,
             )
         )
         self.statistics.reset_window()

@@ -17,12 +17,18 @@ _COUNTERS = ("rows", "rows_sink", "rows_quarantined", "rows_late", "rows_scored"
 
 
 class OpenWindow:
-    """Counts and sums over the rows of one window [start, end), in us; sums in float64."""
+    """Counts and sums over the rows of one window [start, end), in us; sums in float64.
+
+    Windows are aligned to multiples of their length and never overlap: one that is cut short by a flush ends at its
+    last row, and the next begins there; rows older than the start of the open window are late, and counted in it.
+    """
 
     def __init__(self, stream_key: int, length_us: int, width: int) -> None:
         self.stream_key, self.length_us, self.width = stream_key, length_us, width
         self.start: int = 0
         self.end: int | None = None
+        self.latest = 0
+        self.closed_until = 0
         self.rows = self.rows_sink = self.rows_quarantined = self.rows_late = 0
         self.rows_scored = self.rows_learned = 0
         self._clear()
@@ -36,22 +42,25 @@ class OpenWindow:
         self._requests: list[NDArray[np.int64]] = []
 
     def open(self, time: int) -> None:
-        """Begin the window that holds ``time``."""
-        self.start = time - time % self.length_us
-        self.end = self.start + self.length_us
+        """Begin the window that holds ``time``, or the first one not yet closed if that is later."""
+        time = max(time, self.closed_until)
+        aligned = time - time % self.length_us
+        self.start, self.end = max(aligned, self.closed_until), aligned + self.length_us
+        self.latest = self.start
 
     def ended(self, now: int) -> bool:
         """True when ``now`` is at or past the end."""
         return self.end is not None and now >= self.end
 
-    def forget(self) -> None:
-        """Drop an empty window; the next row opens the one it belongs to."""
-        self.end = None
+    def ahead_of(self, now: int) -> bool:
+        """True when windows reach so far beyond ``now`` that the clock must have been set back."""
+        return max(self.start if self.end is not None else 0, self.closed_until) > now + self.length_us
 
     def add_rows(self, metadata: RowMetadata, *, rows_sink: int, rows_quarantined: int, rows_late: int) -> None:
         """Count rows as they come, before any is set apart."""
         request, phase = metadata.request.cpu().numpy(), metadata.phase.cpu().numpy()
         self.rows += len(request)
+        self.latest = max(self.latest, int(metadata.time.max()))
         self.rows_sink += rows_sink
         self.rows_quarantined += rows_quarantined
         self.rows_late += rows_late
@@ -96,10 +105,12 @@ class OpenWindow:
         dead_fraction: float | None,
         median_norm: float | None,
         dictionary_version: int,
+        early: bool = False,
     ) -> dict[str, pa.RecordBatch]:
-        """The window's tables by name; the window is empty afterwards and not open."""
+        """The window's tables by name; afterwards it is empty and not open. ``early`` cuts it after its last row."""
+        assert self.end is not None  # noqa: S101  only an open window is closed
         merged = self._merged_requests()
-        start, end = self.start, self.end if self.end is not None else self.start + self.length_us
+        start, end = self.start, min(self.end, self.latest + 1) if early else self.end
         known = int((merged[0] >= 0).sum())
         stream = {
             "stream_key": self.stream_key,
@@ -132,7 +143,7 @@ class OpenWindow:
             ),
         }
         self._clear()
-        self.end = None
+        self.end, self.closed_until = None, end
         return closed
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,6 +151,8 @@ class OpenWindow:
         return {
             "start": self.start,
             "end": -1 if self.end is None else self.end,
+            "latest": self.latest,
+            "closed_until": self.closed_until,
             **{name: getattr(self, name) for name in _COUNTERS},
             "squared_error": self.squared_error,
             "squared_norm": self.squared_norm,
@@ -153,7 +166,7 @@ class OpenWindow:
         """Take over a state of :meth:`state_dict`."""
         self.start = int(state["start"])
         self.end = None if state["end"] < 0 else int(state["end"])
-        for name in (*_COUNTERS, "active"):
+        for name in (*_COUNTERS, "active", "latest", "closed_until"):
             setattr(self, name, int(state[name]))
         for name in ("squared_error", "squared_norm", "norm_sum"):
             setattr(self, name, float(state[name]))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import torch
 from aiohttp import web
@@ -35,6 +36,7 @@ from hydrophoned.store import Store, StoreError, StoreReader, StoreWriter
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_SECONDS = 1.0
+_CLOCK_TOLERANCE_US = 60_000_000
 _RETENTION_SECONDS = 3600.0
 
 
@@ -109,7 +111,11 @@ class Daemon:
         return key
 
     def put_rows(self, stream_key: int, rows: Rows) -> None:
-        """Queue rows for their learner; never blocks."""
+        """Queue rows for their learner; never blocks. Times beyond the daemon's own clock are set back to it."""
+        limit = now_us() + _CLOCK_TOLERANCE_US
+        if rows.time.max() > limit:
+            self.count("rows_from_the_future", int((rows.time > limit).sum()))
+            rows = rows._replace(time=np.minimum(rows.time, limit))
         self.streams.by_key(stream_key).worker.put(rows)
 
     def put_tokens(self, request_key: int, sequence: int, position: int, pieces: list[str | None]) -> None:

@@ -95,7 +95,13 @@ class LearnerWorker:
             # per thread on Linux: the model's process and our own ingestion go before learning
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
         torch.set_grad_enabled(False)
-        learner = self._make_learner()
+        try:
+            learner = self._make_learner()
+        except Exception:
+            _log.exception("the learner of %s cannot start; its rows are dropped until the daemon is restarted", self.name)
+            self.queue.close()
+            self._fail_remaining()
+            return
         self.status = learner.status()
         next_tick = time.monotonic() + _TICK_SECONDS
         seen, since = learner.rows_seen, time.monotonic()

