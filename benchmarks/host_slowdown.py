@@ -16,13 +16,12 @@ import statistics
 import time
 from pathlib import Path
 
-import torch
-from machine import describe, versions
-
 import hydrophone
+import torch
 from hydrophone.demo.corpus import builtin_documents, chunks
 from hydrophone.demo.daemon import DemoDaemon
 from hydrophone.demo.model import default_site, load_model
+from machine import describe, versions
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What holds for the whole repository: walls, style, types, links, exports, and reasons and pins of dependencies."""
 
+import doctest
 import importlib
 import pkgutil
 import re
@@ -76,12 +77,21 @@ def modules():
                 yield found.name
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
+NAMES = sorted(modules())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_what_a_module_exports_is_there(name):
     module = importlib.import_module(name)
     exported = getattr(module, "__all__", [])
     assert len(exported) == len(set(exported))
     assert [one for one in exported if not hasattr(module, one)] == []
+
+
+def test_examples_in_docstrings_run():
+    results = {name: doctest.testmod(importlib.import_module(name)) for name in NAMES}
+    assert {name: result.failed for name, result in results.items() if result.failed} == {}
+    assert sum(result.attempted for result in results.values()) > 10
 
 
 def test_the_sdk_exports_what_its_init_imports():

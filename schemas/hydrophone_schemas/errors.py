@@ -1,8 +1,8 @@
 """Errors of the shared layer.
 
-    SchemaError
-    +-- InvalidName      a model, version, site or stream id is not well formed
-    +-- WireError        bytes on a connection break the protocol; carries a wire error code
+SchemaError
++-- InvalidName      a model, version, site or stream id is not well formed
++-- WireError        bytes on a connection break the protocol; carries a wire error code
 """
 
 
@@ -10,7 +10,7 @@ class SchemaError(ValueError):
     """Root of the errors raised by ``hydrophone_schemas``."""
 
 
-class InvalidName(SchemaError):
+class InvalidName(SchemaError):  # noqa: N818  named after its cause
     """A model name, version, site or stream id is not well formed."""
 
 

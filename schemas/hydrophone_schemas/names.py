@@ -31,7 +31,9 @@ class StreamId(NamedTuple):
         head, slash, site = text.partition("/")
         model, at, version = head.partition("@")
         if not slash or not at:
-            raise InvalidName(f"stream id {text!r} is not of the form name@version/site, e.g. smollm2@1/model.layers.15")
+            raise InvalidName(
+                f"stream id {text!r} is not of the form name@version/site, e.g. smollm2@1/model.layers.15"
+            )
         return cls(check_name("model", model), check_name("version", version), check_site(site))
 
 

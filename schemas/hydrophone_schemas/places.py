@@ -32,11 +32,11 @@ def parse_address(text: str) -> Address:
     """
     if text.startswith(("/", "unix:")):
         path = text.removeprefix("unix:")
-        if not path or len(os.fsencode(path)) > 107:  # noqa: PLR2004  sun_path of the kernel, less its end mark
+        if not path or len(os.fsencode(path)) > 107:
             raise SchemaError(f"socket path {path!r} must have 1 to 107 bytes (a limit of the kernel)")
         return Address(path=path)
     host, colon, port = text.removeprefix("tcp:").removeprefix("//").rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise SchemaError(f"address {text!r} is none of /path, unix:/path, tcp:host:port and host:port")
     return Address(host=host.strip("[]"), port=int(port))
 

@@ -49,7 +49,9 @@ class DenseTopK:
             getattr(self, name).requires_grad_(True)
         with torch.enable_grad():
             loss, fired, helped = self.loss(x)
-            grads = dict(zip(self.names, torch.autograd.grad(loss, [getattr(self, n) for n in self.names]), strict=True))
+            grads = dict(
+                zip(self.names, torch.autograd.grad(loss, [getattr(self, n) for n in self.names]), strict=True)
+            )
         for name in self.names:
             getattr(self, name).requires_grad_(False)
         rate = c.learning_rate * max((1 + self.rows / c.decay_rows) ** -0.5, c.learning_rate_floor)

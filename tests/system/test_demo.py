@@ -40,6 +40,9 @@ def test_full_demo_reaches_its_figures(tmp_path):
     assert report["fvu_holdout"] < 0.32
     assert report["dead_fraction"] < 0.5
     fvus = [window["fvu"] for window in report["fvu_by_window"] if window["rows"] >= 1000]
-    thirds = [sum(part) / len(part) for part in (fvus[:len(fvus) // 3], fvus[len(fvus) // 3: -(len(fvus) // 3)], fvus[-(len(fvus) // 3):])]
+    thirds = [
+        sum(part) / len(part)
+        for part in (fvus[: len(fvus) // 3], fvus[len(fvus) // 3 : -(len(fvus) // 3)], fvus[-(len(fvus) // 3) :])
+    ]
     assert thirds[0] > thirds[1] > thirds[2]
     assert output.count("of its top contexts on") >= 10

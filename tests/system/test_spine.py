@@ -1,5 +1,6 @@
 """From hook to query with the real parts: a torch model, the SDK, a daemon process, DuckDB, REST."""
 
+import itertools
 import os
 import signal
 import socket
@@ -76,18 +77,17 @@ def test_rows_become_features_that_can_be_queried(daemon):
         assert stream["producers"][0]["connected"]
     features = daemon.get(f"{BASE}/features", sort="rate", limit=5)["items"]
     assert len(features) == 5
-    assert all(a["rate"] >= b["rate"] > 0 for a, b in zip(features, features[1:], strict=False))
+    assert all(a["rate"] >= b["rate"] > 0 for a, b in itertools.pairwise(features))
     top = features[0]["index"]
     series = daemon.get(f"{BASE}/features/{top}/series")["items"]
     assert sum(point["fired"] or 0 for point in series) == features[0]["fired"]
     examples = daemon.get(f"{BASE}/features/{top}/examples")["items"]
-    assert examples and all(example["request"].startswith("r") for example in examples)
+    assert examples
+    assert all(example["request"].startswith("r") for example in examples)
     assert all(example["context"] is None for example in examples), "no text was opted in"
     request = daemon.get(f"/v1/requests/{examples[0]['request']}")
     assert request["requests"][0]["attributes"]["kind"] in ("even", "odd")
-    assert request["requests"][0]["rows"] == [
-        {"stream": STREAM, "rows": 32, "rows_prompt": 32, "rows_decode": 0}
-    ]
+    assert request["requests"][0]["rows"] == [{"stream": STREAM, "rows": 32, "rows_prompt": 32, "rows_decode": 0}]
 
 
 def test_encode_over_rest_equals_what_examples_say(daemon):
@@ -192,7 +192,8 @@ def test_two_producers_feed_one_stream_and_one_of_another_width_is_refused(daemo
     other_producer(daemon, "notes@1/rows", 8)
     (stream,) = daemon.streams()
     assert stream["rows_received"] == 3 * 50
-    assert "width 8" in refusal and "width 12" in refusal
+    assert "width 8" in refusal
+    assert "width 12" in refusal
     assert daemon.get("/v1/self")["counters"]["errors_width_mismatch"] == 1
 
 

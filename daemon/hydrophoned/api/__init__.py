@@ -3,5 +3,15 @@
 from hydrophoned.api.app import create_app, create_runner
 from hydrophoned.api.backend import Backend, EncodedRows
 from hydrophoned.api.errors import ApiError, Refused, Unavailable
+from hydrophoned.api.server import HttpServer
 
-__all__ = ["ApiError", "Backend", "EncodedRows", "Refused", "Unavailable", "create_app", "create_runner"]
+__all__ = [
+    "ApiError",
+    "Backend",
+    "EncodedRows",
+    "HttpServer",
+    "Refused",
+    "Unavailable",
+    "create_app",
+    "create_runner",
+]

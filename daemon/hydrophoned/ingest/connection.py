@@ -23,6 +23,7 @@ MAX_UNREAD_BYTES: Final = 1 << 20
 """What a peer may leave unread before its connection is cut."""
 MAX_FLUSHES: Final = 1024
 """Flushes of one connection that may wait at once."""
+_FAULT: Final = "%s: a connection was closed by an error of the daemon; the others go on"
 _SOCKET_BUFFER_BYTES: Final = 4 << 20
 _DISCARDED: Final = memoryview(bytearray(64 << 10))
 """Where bytes go that come after a connection was closed; nobody reads them."""
@@ -46,6 +47,11 @@ class Connection(asyncio.BufferedProtocol):
         self._closed_at: float | None = None
         self._flushes: list[int] = []
         self._flusher: asyncio.Task[None] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """True once our side has ended; the peer may still read."""
+        return self._closed_at is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Admit the peer or tell it why not."""
@@ -78,7 +84,7 @@ class Connection(asyncio.BufferedProtocol):
                     self.fail(ErrorCode(fault.code), fault.detail)
         except Exception:  # noqa: BLE001  whatever it is, the other connections go on
             self._server.sink.count("errors_internal")
-            _log.exception("%s: a connection was closed by an error of the daemon; the others go on", self._peer())
+            _log.exception(_FAULT, self._peer())
             self.fail(ErrorCode.INTERNAL, "an error of the daemon, which its log describes")
 
     def eof_received(self) -> bool:
@@ -128,6 +134,8 @@ class Connection(asyncio.BufferedProtocol):
             self._act(self._session.receive(frames, self._server.now()))
 
     def _act(self, reaction: Reaction) -> None:
+        if reaction.fault is not None:
+            _log.error(_FAULT, self._peer(), exc_info=reaction.fault)
         if isinstance(reaction.superseded, Connection):
             self._server.sink.count("connections_superseded")
             reaction.superseded.fail(ErrorCode.SUPERSEDED, "the same producer has connected anew")

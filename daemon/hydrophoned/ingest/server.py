@@ -19,17 +19,41 @@ from hydrophoned.ingest.sink import Sink
 _log = logging.getLogger(__name__)
 _TICK_SECONDS: Final = 0.5
 _CLOSE_SECONDS: Final = 1.0
+_LINGERING: Final = 4
 
 
 class IngestLimits(Protocol):
     """The settings the server needs; sizes in bytes, times in seconds."""
 
-    socket: Path | None
-    socket_mode: int
-    tcp: str | None
-    max_frame_bytes: int
-    frame_timeout_s: float
-    max_connections: int
+    @property
+    def socket(self) -> Path | None:
+        """Path of the Unix socket."""
+        ...
+
+    @property
+    def socket_mode(self) -> int:
+        """Its permissions."""
+        ...
+
+    @property
+    def tcp(self) -> str | None:
+        """HOST:PORT beside it."""
+        ...
+
+    @property
+    def max_frame_bytes(self) -> int:
+        """Largest frame."""
+        ...
+
+    @property
+    def frame_timeout_s(self) -> float:
+        """Time within which a frame that has begun must go on."""
+        ...
+
+    @property
+    def max_connections(self) -> int:
+        """Connections at a time."""
+        ...
 
 
 class IngestServer:
@@ -113,7 +137,11 @@ class IngestServer:
         if self._closing:
             return "the daemon is shutting down"
         most = self.limits.max_connections
-        return None if len(self._open) <= most else f"{most} connections are open already; ingest.max_connections"
+        if sum(not known.closed for known in self._open) <= most:
+            return None
+        if len(self._open) > _LINGERING * most:  # too many even to wait for them to read why
+            asyncio.get_running_loop().call_soon(connection.abort)
+        return f"{most} connections are open already; ingest.max_connections"
 
     def forget(self, connection: Connection) -> None:
         """``connection`` has ended."""

@@ -61,6 +61,8 @@ class Reaction:
     close: bool = False
     superseded: object | None = None
     unacknowledged: bool = False
+    fault: Exception | None = None
+    """An error of the daemon's own, to be logged; the peer has been told and the connection is to be closed."""
 
 
 class IngestSession:
@@ -89,6 +91,10 @@ class IngestSession:
                 self._take(frame, now, reaction)
             except WireError as error:
                 self._complain(error, frame, reaction)
+            except Exception as error:  # noqa: BLE001  whatever it is, the other connections go on; the shell logs it
+                reaction.fault = error
+                told = WireError(ErrorCode.INTERNAL, "an error of the daemon, which its log describes")
+                self._complain(told, frame, reaction)
             if reaction.close:
                 break
         self._acknowledge(reaction)

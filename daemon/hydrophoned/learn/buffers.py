@@ -15,9 +15,7 @@ class ShuffleBuffer:
     uniformly at random. Every row leaves exactly once.
     """
 
-    def __init__(
-        self, width: int, capacity: int, batch: int, generator: torch.Generator, device: torch.device
-    ) -> None:
+    def __init__(self, width: int, capacity: int, batch: int, generator: torch.Generator, device: torch.device) -> None:
         self.rows = torch.zeros(max(capacity, batch), width, device=device)
         self.batch = batch
         self.count = 0

@@ -11,7 +11,7 @@ class Codes(NamedTuple):
     ``index`` is int32 [n, k]; ``value`` is float32 [n, k], at least 0; a pair whose value is 0 is not active.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # the field's own name, as in the contract; tuple.index is not used
     value: Tensor
 
 

@@ -33,7 +33,7 @@ class TopExamples:
         """Offer the codes of n rows and their metadata; ``rows_seen`` is the stream's count before them."""
         if not self.count or not codes.index.numel():
             return
-        n, k = codes.index.shape
+        _n, k = codes.index.shape
         value = codes.value.reshape(-1)
         feature = codes.index.reshape(-1).long()
         score = value.double().log2_() + math.log2(rows_seen + 1)

@@ -34,7 +34,7 @@ class Encoded(NamedTuple):
     finite have index -1 and value 0.
     """
 
-    index: NDArray[np.int32]
+    index: NDArray[np.int32]  # type: ignore[assignment]  # see Codes
     value: NDArray[np.float32]
     sink: NDArray[np.bool_]
     finite: NDArray[np.bool_]
@@ -203,7 +203,9 @@ class StreamLearner:
             self.dictionary_version = int(own["dictionary_version"])
             self.generator.set_state(own["generator"])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"state does not fit this learner (width {self.width}, features {self.features}): {error!r}") from error
+            raise CheckpointError(
+                f"state does not fit this learner (width {self.width}, features {self.features}): {error!r}"
+            ) from error
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class RowMetadata(NamedTuple):
 
     def take(self, index: Tensor) -> Self:
         """Rows ``index`` of every column (an integer or bool tensor)."""
-        return self._make(column[index] for column in self)
+        return type(self)(*(column[index] for column in self))
 
     def put(self, index: Tensor, values: "RowMetadata") -> None:
         """Write ``values`` at rows ``index``."""
@@ -47,4 +47,4 @@ class RowMetadata(NamedTuple):
 
     def join(self, other: "RowMetadata") -> Self:
         """Self followed by ``other``."""
-        return self._make(torch.cat(pair) for pair in zip(self, other, strict=True))
+        return type(self)(*(torch.cat(pair) for pair in zip(self, other, strict=True)))

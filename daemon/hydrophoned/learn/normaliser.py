@@ -67,7 +67,7 @@ class Normaliser:
         self._mean = self.mean.float()
         variance = float(self.spread) / max(self.count, 1)
         # a constant stream has no scale: leave it as it is rather than divide by zero
-        self._scale = (len(self.mean) / variance) ** 0.5 if variance > 1e-30 else 1.0  # noqa: PLR2004
+        self._scale = (len(self.mean) / variance) ** 0.5 if variance > 1e-30 else 1.0
 
 
 class SinkFilter:

@@ -274,7 +274,7 @@ class TopKDictionary:
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _preactivations(self, centred: Tensor) -> Tensor:
-        """p [n, F], float32."""
+        """P [n, F], float32."""
         if self._W_half is not None:
             return torch.mm(centred.bfloat16(), self._W_half.T).float().add_(self.b_enc)
         return torch.addmm(self.b_enc, centred, self.W_enc.T)
@@ -333,7 +333,7 @@ def _pair_dots(g: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     flat = index.reshape(-1)
     offsets = torch.arange(0, n * k, k, device=index.device, dtype=index.dtype)
     bag = torch.arange(n, device=index.device, dtype=index.dtype).repeat_interleave(k)
-    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(g, rows, flat, offsets, bag, 0)  # noqa: SLF001  the operator autograd itself calls
+    dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(g, rows, flat, offsets, bag, 0)  # noqa: SLF001  the operator autograd itself calls
     return dots.view(n, k)
 
 
@@ -344,5 +344,5 @@ def _fvu(error: Tensor, x: Tensor) -> Tensor:
 
 def _has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  no public query exists
+        return bool(torch.cuda.is_bf16_supported())
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001  no public query exists

@@ -67,7 +67,7 @@ class OpenWindow:
         keys, inverse, counts = np.unique(request, return_inverse=True, return_counts=True)
         decode = np.bincount(inverse, weights=phase, minlength=len(keys)).astype(np.int64)
         self._requests.append(np.stack([keys, counts, decode]))
-        if len(self._requests) > 64:  # noqa: PLR2004  bounds memory over a long window of few requests
+        if len(self._requests) > 64:
             self._requests = [self._merged_requests()]
 
     def add_scores(self, y: Tensor, error: Tensor, norms: Tensor, *, active: int) -> None:
@@ -82,10 +82,10 @@ class OpenWindow:
     @property
     def fvu(self) -> float | None:
         """Squared error over squared distance from the window's own mean; None below two rows or without variance."""
-        if self.rows_scored < 2:  # noqa: PLR2004
+        if self.rows_scored < 2:
             return None
         variance = self.squared_norm - float(self.row_sum.square().sum()) / self.rows_scored
-        return self.squared_error / variance if variance > 1e-9 * self.squared_norm else None  # noqa: PLR2004
+        return self.squared_error / variance if variance > 1e-9 * self.squared_norm else None
 
     @property
     def mean_norm(self) -> float | None:

@@ -17,7 +17,7 @@ from hydrophone_schemas import __version__
 from hydrophoned.runtime import logs, systemd
 from hydrophoned.runtime.config import Config, config_path, load_config, load_with_origins
 from hydrophoned.runtime.errors import ConfigError
-from hydrophoned.runtime.settings_page import as_toml
+from hydrophoned.runtime.settings_page import as_document, as_toml
 
 if TYPE_CHECKING:
     from hydrophoned.runtime.daemon import Ready
@@ -116,7 +116,7 @@ def check(config: ConfigFile = None, set_: Settings = None, as_json: AsJson = Fa
 def show(config: ConfigFile = None, set_: Settings = None, as_json: AsJson = False) -> None:
     """Print the configuration in force, defaults included, as TOML; what is no default says where it comes from."""
     if as_json:
-        typer.echo(json.dumps(_load(config, _assignments(set_), as_json=True).model_dump(mode="json"), indent=1))
+        typer.echo(json.dumps(as_document(_load(config, _assignments(set_), as_json=True)), indent=1))
         return
     try:
         typer.echo(as_toml(*load_with_origins(config, _assignments(set_))).rstrip("\n"))

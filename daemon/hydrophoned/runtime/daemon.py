@@ -15,11 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from aiohttp import web
 from hydrophone_schemas import tables
-from hydrophone_schemas.places import parse_address
 
-from hydrophoned.api import create_app
+from hydrophoned.api import HttpServer
 from hydrophoned.ingest.producers import ProducerRegistry
 from hydrophoned.ingest.server import IngestServer
 from hydrophoned.ingest.sink import RequestSpec, StreamSpec
@@ -31,7 +29,7 @@ from hydrophoned.runtime.checkpoint import copy_state, load_json, write_json_ato
 from hydrophoned.runtime.clock import now_us
 from hydrophoned.runtime.config import Config
 from hydrophoned.runtime.recorder import Recorder
-from hydrophoned.runtime.streams import Stream, StreamRegistry
+from hydrophoned.runtime.streams import StreamRegistry
 from hydrophoned.store import Store, StoreError, StoreReader, StoreWriter
 
 _log = logging.getLogger(__name__)
@@ -71,7 +69,7 @@ class Daemon:
         self.streams = StreamRegistry(
             data_dir / "streams",
             self._learner_config,
-            self.writer.put,
+            self._publish,
             now_us,
             device=_device(config.learn.device),
             queue_bytes=config.ingest.queue_bytes,
@@ -182,7 +180,7 @@ class Daemon:
                 try:
                     await self.checkpoint()
                     self.checkpoint_problem = None
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001  whatever it is, the daemon goes on and says so
                     self.count("checkpoints_failed")
                     self.checkpoint_problem = f"the last checkpoint failed: {error}"
                     _log.exception("checkpoint failed; the one before stays, and it is tried again when next due")
@@ -201,7 +199,7 @@ class Daemon:
             await asyncio.wait_for(self.checkpoint(), limit)
         except TimeoutError:
             _log.warning("rows were still queued after %.0f s of shutting down; they are lost", limit)
-        except Exception:
+        except Exception:  # noqa: BLE001  logged; the rest is to be closed all the same
             _log.exception("the last checkpoint failed; the one before stays")
         for stream in self.streams:
             stream.worker.stop()
@@ -209,6 +207,10 @@ class Daemon:
             await asyncio.to_thread(stream.worker.join, limit)
         await asyncio.to_thread(self.writer.close, limit)
         self.store.close()
+
+    def _publish(self, batches: dict[str, pa.RecordBatch]) -> None:
+        """Give a closed window to the store's writer; a learner may wait for it, but not long."""
+        self.writer.put(batches)
 
     def _put_now(self, batches: dict[str, pa.RecordBatch]) -> None:
         """Give tables to the store's writer without waiting; what it cannot take it counts as lost."""
@@ -218,7 +220,9 @@ class Daemon:
         self.recorder.flush()
         limit = self.config.daemon.shutdown_timeout_s
         if not await asyncio.to_thread(self.writer.flush, limit):
-            raise RuntimeError(f"the store did not take everything within {limit:.0f} s: {self.writer.report().problem}")
+            raise RuntimeError(
+                f"the store did not take everything within {limit:.0f} s: {self.writer.report().problem}"
+            )
 
     async def _retain(self) -> None:
         store = self.config.store
@@ -254,14 +258,14 @@ async def run(
     daemon = Daemon(config)
     daemon.restore()
     server = IngestServer(daemon, daemon.producers, config.ingest, now_us)
-    runner = web.AppRunner(create_app(DaemonBackend(daemon, server)), access_log=None)
-    await runner.setup()
+    address = config.http.address
+    http = None if address is None else HttpServer(DaemonBackend(daemon, server), address)
     house = asyncio.create_task(daemon.keep_house())
     try:
-        http = await _listen_http(runner, config)
-        await server.start(http=http, inherited=inherited)
+        url = None if http is None else await http.start()
+        await server.start(http=url, inherited=inherited)
         if ready is not None:
-            ready(Ready(server.socket_path, server.tcp_address, http, os.getpid()))
+            ready(Ready(server.socket_path, server.tcp_address, url, os.getpid()))
         watchdog = asyncio.create_task(_feed_watchdog())
         await stop.wait()
         watchdog.cancel()
@@ -269,21 +273,12 @@ async def run(
         _log.info("stopping: no new rows; learning what is queued")
     finally:
         await server.close()
-        await runner.cleanup()
+        if http is not None:
+            await http.close()
         house.cancel()
         await asyncio.gather(house, return_exceptions=True)
         await daemon.close()
     return 0
-
-
-async def _listen_http(runner: web.AppRunner, config: Config) -> str | None:
-    """Start the HTTP site; its URL, or None when it is switched off."""
-    if config.http.address is None:
-        return None
-    address = parse_address(config.http.address)
-    await web.TCPSite(runner, address.host, address.port).start()
-    host, port = runner.addresses[0][:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _watch(config: Config, stop: asyncio.Event) -> None:

@@ -37,11 +37,11 @@ class Recorder:
 
     def tokens(self, key: int, sequence: int, position: int, pieces: list[str | None]) -> None:
         """Token strings of a sequence, from ``position`` on."""
-        self._add(
-            "request_tokens", {"request_key": key, "sequence": sequence, "position": position, "pieces": pieces}
-        )
+        self._add("request_tokens", {"request_key": key, "sequence": sequence, "position": position, "pieces": pieces})
 
-    def outcome(self, request_id: str, model: str, labels: dict[str, Any], time: int, received: int, source: str) -> None:
+    def outcome(
+        self, request_id: str, model: str, labels: dict[str, Any], time: int, received: int, source: str
+    ) -> None:
         """What the user told of a request."""
         self._add(
             "outcome",

@@ -33,11 +33,17 @@ def config_reference() -> str:
     return "\n".join(parts)
 
 
+def as_document(config: Config) -> dict[str, dict[str, Any]]:
+    """The settings in force by section and field, in JSON's types; of an override only what it gives."""
+    document = config.model_dump(mode="json")
+    document["learn"]["override"] = [one.model_dump(mode="json", exclude_unset=True) for one in config.learn.override]
+    return document
+
+
 def as_toml(config: Config, origins: dict[tuple[str, str], str]) -> str:
     """The settings in force, as a TOML file that gives the same; what is no default says where it comes from."""
     lines = []
-    for section, values in config.model_dump(mode="json").items():
-        overrides = [one.model_dump(mode="json", exclude_unset=True) for one in config.learn.override]
+    for section, values in as_document(config).items():
         lines.append(f"[{section}]")
         for field, value in values.items():
             if field == "override":
@@ -46,7 +52,7 @@ def as_toml(config: Config, origins: dict[tuple[str, str], str]) -> str:
             absent = value is None and SECTIONS[section].model_fields[field].default is None
             shown = f"# {field} = none" if absent else f"{field} = {_toml(field, value)}"
             lines.append(shown + (f"  # from {origin}" if origin else ""))
-        for one in overrides if section == "learn" else ():
+        for one in values.get("override", ()):
             lines += ["", "[[learn.override]]", *(f"{field} = {_toml(field, value)}" for field, value in one.items())]
         lines.append("")
     return "\n".join(lines)

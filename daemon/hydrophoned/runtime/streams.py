@@ -150,7 +150,7 @@ class StreamRegistry:
         except (CheckpointError, KeyError) as error:
             aside = folder.with_name(f"{folder.name}.damaged-{self._now()}")
             shutil.move(folder, aside)
-            _log.error("stream %s begins anew: %s; the folder was moved to %s", spec.id, error, aside)  # noqa: TRY400  the message has the cause
+            _log.error("stream %s begins anew: %s; the folder was moved to %s", spec.id, error, aside)
             return StreamLearner(key, spec.width, self._learner_config(str(spec.id)), device=self._device)
         _log.info("stream %s resumed after %d learned rows", spec.id, learner.rows_learned)
         return learner
@@ -167,6 +167,6 @@ class StreamRegistry:
             )
         if known.fingerprint != asked.fingerprint:
             raise StreamConflict(
-                f"stream {known.id} is learned from a model with fingerprint {known.fingerprint}; this producer's model "
-                f"has {asked.fingerprint}. Give the changed model another name or version."
+                f"stream {known.id} is learned from a model with fingerprint {known.fingerprint}; this producer's "
+                f"model has {asked.fingerprint}. Give the changed model another name or version."
             )

@@ -97,8 +97,10 @@ class LearnerWorker:
         torch.set_grad_enabled(False)
         try:
             learner = self._make_learner()
-        except Exception:
-            _log.exception("the learner of %s cannot start; its rows are dropped until the daemon is restarted", self.name)
+        except Exception:  # noqa: BLE001  logged; the other streams go on
+            _log.exception(
+                "the learner of %s cannot start; its rows are dropped until the daemon is restarted", self.name
+            )
             self.queue.close()
             self._fail_remaining()
             return
@@ -151,7 +153,7 @@ class LearnerWorker:
         """Run ``action``; an error costs its rows, is counted and logged (at most once a second), never the thread."""
         try:
             action()
-        except Exception:
+        except Exception:  # noqa: BLE001  counted and logged; the thread must live
             self.rows_failed += count
             if time.monotonic() - self._last_error > 1:
                 self._last_error = time.monotonic()

@@ -7,7 +7,6 @@ from typing import Any
 
 from hydrophone.tap import Status
 
-
 _LONGEST_COURSE = 600
 
 

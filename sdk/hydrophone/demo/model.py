@@ -30,8 +30,8 @@ def load_model(source: str | None) -> LoadedModel:
         import transformers  # noqa: PLC0415
     except ImportError as error:
         raise DemoError(f"{error}. The demo needs pip install 'hydrophone[demo]'") from error
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if source is None:
         folder, options, name = _bundled(), {"gguf_file": _FILE}, "smollm2-135m"
     else:
@@ -42,7 +42,8 @@ def load_model(source: str | None) -> LoadedModel:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     except (OSError, ValueError, ImportError) as error:
         raise DemoError(f"the model {source or _FILE} cannot be loaded: {error}") from error
-    return LoadedModel(name, model.eval(), tokenizer)
+    model.train(mode=False)
+    return LoadedModel(name, model, tokenizer)
 
 
 def default_site(model: Any) -> str:

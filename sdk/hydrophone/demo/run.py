@@ -67,9 +67,7 @@ def run_demo(options: Options, console: Console) -> Outcome:
     started = time.monotonic()
     with make_view(console) as view:
         view.say("starting the daemon and loading the model (about 20 s) ...")
-        with DemoDaemon(
-            features=options.features, k=options.k, data_dir=options.data_dir, http=options.http
-        ) as daemon:
+        with DemoDaemon(features=options.features, k=options.k, data_dir=options.data_dir, http=options.http) as daemon:
             loaded = load_model(options.model)
             site = options.site or default_site(loaded.model)
             view.say(f"{loaded.name} is loaded; listening at {site}; API at {daemon.url}")
@@ -175,8 +173,8 @@ def _conclude(
         f"\n{report['tokens']:,} tokens in {report['seconds']:.0f} s ({report['model_tokens_per_s']:.0f} tokens/s); "
         f"rows sent {report['rows_sent']:,}, received {report['rows_received']:,}, dropped {report['rows_dropped']:,}, "
         f"learned {report['rows_learned']:,}\n"
-        f"fvu {shown(report['fvu_holdout'], '.3f')} on the last {report['fvu_holdout_rows']:,} rows, none of them trained "
-        f"on before; l0 {shown(report['l0'], '.1f')}; dead fraction {shown(report['dead_fraction'], '.2%')}",
+        f"fvu {shown(report['fvu_holdout'], '.3f')} on the last {report['fvu_holdout_rows']:,} rows, none trained on "
+        f"before; l0 {shown(report['l0'], '.1f')}; dead fraction {shown(report['dead_fraction'], '.2%')}",
         highlight=False,
     )
     chosen = telling[0].feature if telling else 0

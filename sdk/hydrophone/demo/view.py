@@ -66,9 +66,9 @@ class PlainView:
         self.say(
             f"{figures.seconds:5.0f} s  tokens {figures.tokens:,}/{goal:,} ({shown(figures.model_tokens_per_s)}/s)  "
             f"rows received {figures.rows_received:,} dropped {figures.rows_dropped:,}  "
-            f"learned {figures.rows_learned:,} ({shown(figures.learner_rows_per_s)}/s)  fvu {shown(figures.fvu, '.3f')}  "
-            f"l0 {shown(figures.l0, '.1f')}  dead {shown(figures.dead_fraction, '.1%')}  "
-            f"alive {shown(figures.features_alive)}"
+            f"learned {figures.rows_learned:,} ({shown(figures.learner_rows_per_s)}/s)  "
+            f"fvu {shown(figures.fvu, '.3f')}  l0 {shown(figures.l0, '.1f')}  "
+            f"dead {shown(figures.dead_fraction, '.1%')}  alive {shown(figures.features_alive)}"
         )
 
 

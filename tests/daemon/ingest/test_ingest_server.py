@@ -151,6 +151,7 @@ def test_one_connection_too_many_is_refused(harness):
         assert "max_connections" in await ended_with(refused, "too_many")
         assert harness.sink.counters["connections_rejected"] == 1
         first.close()
+        refused.close()
         while harness.server.connections:
             await asyncio.sleep(0)
         await harness.healthy()

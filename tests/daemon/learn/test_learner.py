@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -79,7 +81,10 @@ def test_saved_and_loaded_goes_on_exactly():
     whole.observe(rows.slice(2000, 4000))
     first.observe(rows.slice(0, 2000))
     second = learner()
-    state = {part: {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()} for part, values in first.state_dict().items()}
+    state = {
+        part: {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+        for part, values in first.state_dict().items()
+    }
     second.load_state(state)
     second.observe(rows.slice(2000, 4000))
     assert_same_state(whole, second)
@@ -192,7 +197,7 @@ def test_windows_never_overlap_and_hold_every_row(batches):
     one.flush()
     windows = [window["stream_window"].to_pylist()[0] for window in one.take_closed()]
     assert sum(window["rows"] for window in windows) == total
-    for before, after in zip(windows, windows[1:], strict=False):
+    for before, after in itertools.pairwise(windows):
         assert before["window_start"] < before["window_end"] <= after["window_start"]
 
 
@@ -230,8 +235,10 @@ def test_encode_marks_sinks_and_rows_that_are_not_finite():
     codes = one.encode(x)
     assert codes.index.shape == codes.value.shape == (4, 4)
     assert codes.finite.tolist() == [True, False, True, True]
-    assert codes.sink[2] and not codes.sink[0]
-    assert (codes.index[1] == -1).all() and (codes.value[1] == 0).all()
+    assert codes.sink[2]
+    assert not codes.sink[0]
+    assert (codes.index[1] == -1).all()
+    assert (codes.value[1] == 0).all()
     assert (np.diff(codes.value, axis=1) <= 0).all()
 
 

@@ -92,6 +92,37 @@ def test_the_service_manager_hears_of_start_life_and_stop(tmp_path):
     assert status == 0, err
 
 
+INHERIT = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+os.execv(sys.executable, [sys.executable, "-m", "hydrophoned", "serve", "--socket", "none", *sys.argv[2:]])
+"""
+
+
+def test_the_service_managers_socket_is_taken_and_left_in_place(tmp_path):
+    path = tmp_path / "manager.sock"
+    reader, writer = os.pipe()
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as producer:
+        listening.bind(str(path))
+        listening.listen()
+        producer.connect(str(path))  # waits in the backlog until the daemon is there
+        command = [sys.executable, "-c", INHERIT, str(listening.fileno()), "--data-dir", str(tmp_path / "data")]
+        command += ["--http", "none", "--ready-fd", str(writer)]
+        process = subprocess.Popen(
+            command, pass_fds=[listening.fileno(), writer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        os.close(writer)
+        told = read_ready(reader)
+        assert (told["socket"], told["http"]) == (str(path), None)
+        producer.settimeout(SERVE_SECONDS)
+        producer.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert producer.recv(1000), "the daemon answers on the inherited socket, if only to refuse"
+        status, _, err = end(process)
+    assert status == 0, err
+    assert path.exists(), "it is the manager's to remove"
+
+
 def test_the_daemon_ends_with_its_parent(tmp_path):
     reader, writer = os.pipe()
     alive, child_end = os.pipe()
@@ -164,8 +195,10 @@ def test_show_prints_what_is_in_force_and_where_it_comes_from(invoke, tmp_path):
     shown = invoke("config", "show", "--config", str(path), "--set", "daemon.nice=4").output
     assert f"k = 3  # from {path}:2" in shown
     assert "nice = 4  # from the command line" in shown
-    path.write_text(shown)
-    assert json.loads(invoke("config", "show", "--config", str(path), "--json").output)["learn"]["k"] == 3
+    override = {"match": "*", "seed": 5}
+    path.write_text(shown.replace("[store]", "[[learn.override]]\nmatch = '*'\nseed = 5\n[store]"))
+    found = json.loads(invoke("config", "show", "--config", str(path), "--json").output)
+    assert (found["learn"]["k"], found["learn"]["override"]) == (3, [override]), "an override shows only what it gives"
 
 
 def test_schema_is_a_json_schema(invoke):
