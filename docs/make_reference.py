@@ -1,4 +1,4 @@
-"""Writes the pages of the reference that are made from the code: ``python docs/make_reference.py``."""  # noqa: INP001  a script, not a package
+"""Writes the pages of the reference that are made from the code: ``python docs/make_reference.py``."""
 
 from pathlib import Path
 
