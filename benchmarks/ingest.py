@@ -1,3 +1,4 @@
+# ruff: noqa: D102, ARG002  the methods are those of the Sink protocol, which describes them
 """Rows per second from a producer's process to the daemon's learner queue, beside what the machine can do at best.
 
 Three ways for the same bytes, each between two processes over a Unix socket, in turn, several rounds:

@@ -172,9 +172,11 @@ def ipc_schema(schema: pa.Schema) -> bytes:
 def read_ipc_schema(payload: bytes) -> pa.Schema:
     """Read a schema message; raises :class:`WireError`."""
     try:
-        return pa.ipc.read_schema(pa.py_buffer(payload))
-    except (pa.ArrowException, OSError, EOFError) as error:
+        schema = pa.ipc.read_schema(pa.py_buffer(payload))
+        _ = schema.names, str(schema)  # text is decoded only when it is asked for
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         raise WireError(ErrorCode.BAD_SCHEMA, f"not an Arrow IPC schema message: {error}") from None
+    return schema
 
 
 def read_ipc_batch(payload: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:

@@ -69,9 +69,6 @@ class ProducerRegistry:
     def __iter__(self) -> Iterator[Producer]:
         return iter(self._producers.values())
 
-    def __len__(self) -> int:
-        return len(self._producers)
-
     def connect(self, producer_id: str, name: str | None, connection: object) -> tuple[Producer, object | None]:
         """The producer that connects, and its older connection which this one supersedes, if it has one."""
         producer = self._producers.get(producer_id)

@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002, ASYNC110  a Sink has the arguments it has; the loop is let run, nothing is waited for by time
 """What tests of ingestion stand on: a sink that records, a peer that speaks bytes, a server with a clock."""
 
 import asyncio
@@ -139,6 +140,12 @@ def decoded(sent):
     return [(frame.type, frame.channel, frame.control()) for frame in frames(b"".join(sent))]
 
 
+async def until(holds):
+    """Let the loop run until ``holds()``; the time limit of the test ends what never does."""
+    while not holds():
+        await asyncio.sleep(0)
+
+
 class Limits(NamedTuple):
     socket: Path | None
     socket_mode: int = 0o600
@@ -234,8 +241,11 @@ class Harness:
 
     async def count(self, event):
         """Wait until an event is counted."""
-        while not self.sink.counters[event]:
-            await asyncio.sleep(0)
+        await until(lambda: self.sink.counters[event])
+
+    async def empty(self):
+        """Wait until no connection is open."""
+        await until(lambda: not self.server.connections)
 
     async def healthy(self):
         """A fresh producer is served."""
