@@ -3,9 +3,10 @@ import io
 import pytest
 from hydrophone.demo.corpus import Document, builtin_documents, chunks, read_documents
 from hydrophone.demo.errors import DemoError
-from hydrophone.demo.figures import Figures
+from hydrophone.demo.figures import Figures, Meter
 from hydrophone.demo.telling import context_line, most_telling
 from hydrophone.demo.view import panel, sparkline
+from hydrophone.tap import Status
 from rich.console import Console
 
 
@@ -63,6 +64,18 @@ def test_the_firing_token_is_marked_and_line_ends_are_visible():
     line = context_line({"value": 2.5, "context": ["a\n", "b", "c" * 100], "context_index": 1}).plain
     assert "a⏎[b]c" in line
     assert "\n" not in line
+
+
+def test_a_stream_without_a_dictionary_yet_is_read_as_unknown():
+    unknown = dict.fromkeys(
+        ("rows_learned", "fvu", "l0", "dead_fraction", "features_alive", "features_fired", "features")
+    )
+    meter, tap = Meter(), Status(
+        connected=True, rate=1.0, forwards=1, buffer_bytes=0, dropped={"full": 2}, caught={}, counters={}, streams=[]
+    )
+    for tokens in (10, 20):
+        figures = meter.read(tokens, tap, {"rows_received": 5, "rows_dropped": {"queue_full": 1}} | unknown)
+    assert (figures.rows_received, figures.rows_dropped, figures.rows_learned, figures.fvu) == (5, 3, 0, None)
 
 
 def test_the_panel_shows_unknown_as_a_dash():

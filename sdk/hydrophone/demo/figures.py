@@ -48,7 +48,8 @@ class Meter:
         if stream is not None:
             figures.rows_received = stream["rows_received"]
             figures.rows_dropped += sum(stream["rows_dropped"].values())
-            for name in ("rows_learned", "fvu", "l0", "dead_fraction", "features_alive", "features_fired", "features"):
+            figures.rows_learned = stream["rows_learned"] or 0
+            for name in ("fvu", "l0", "dead_fraction", "features_alive", "features_fired", "features"):
                 setattr(figures, name, stream[name])
             if figures.fvu is not None:
                 self.fvus.append(figures.fvu)

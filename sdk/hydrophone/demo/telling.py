@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.text import Text
 
+from hydrophone.cli.screen import printable
+
 _MIN_EXAMPLES = 5
 _LEFT_CHARACTERS = 36  # so that the marked token stands in one column, within 80
 
@@ -77,4 +79,4 @@ def _normal(piece: str) -> str:
 
 
 def _visible(piece: str | None) -> str:
-    return "·" if piece is None else piece.replace("\n", "⏎").replace("\t", "→").replace("\r", "")
+    return "·" if piece is None else printable(piece)
