@@ -1,14 +1,16 @@
 """What listening costs the model: paired, interleaved runs of the same forward with and without a tap.
 
-    python benchmarks/sdk_overhead.py [--quick] [--json FILE]
+    python benchmarks/sdk_overhead.py [--quick] [--json FILE] [--threads N]
 
 Two module trees share the same weights; one of them has a tap at its middle block, all rows, the other none. Each
 pair runs both, in an order that alternates, and gives one ratio of times; the median of the pairs' ratios is printed.
 The sink is a separate process that acknowledges and discards. A timed run is long beside the sending thread's 50 ms
-interval, so that its work falls into the tapped run; before each untapped run the buffer is flushed, untimed.
+interval, so that its work falls into the tapped run; before every run, of either kind, the buffer is flushed, untimed.
 
-``prefill_ratio``, ``decode_ratio``   one forward of 256 tokens; 32 decode steps of one row
+``prefill_ratio``, ``decode_ratio``   two forwards of 64 tokens; 24 decode steps of one row
 ``forward_ratio``                     the larger of the two
+``control_ratio``                     the same procedure with no tap on either: what this machine's noise alone gives.
+                                      Other figures mean no more than its distance from 1 allows
 ``forward_ratio_daemon_killed``       the same after the sink was killed
 ``hook_us``                           one forward of a module that does nothing, tapped less untapped, in microseconds:
                                       the site's hook and the root's share of it, one decode row of width 576
@@ -17,6 +19,7 @@ interval, so that its work falls into the tapped run; before each untapped run t
 import argparse
 import copy
 import importlib.util
+import inspect
 import json
 import statistics
 import subprocess
@@ -33,8 +36,8 @@ from torch import nn
 
 SITE = "model.layers.15"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PROMPT = 256
-STEPS = 32
+PROMPT = 64
+STEPS = 24
 Run = Callable[[nn.Module], float]
 
 
@@ -46,6 +49,7 @@ class Nothing(nn.Module):
         self.site = nn.Identity()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, row: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  read by the hook
+        """The row as it is."""
         return self.site(row)
 
 
@@ -79,30 +83,33 @@ def prefill(model: nn.Module) -> float:
     ids = torch.arange(PROMPT)[None] + 1000
     start = time.perf_counter()
     model(ids)
+    model(ids)
     return time.perf_counter() - start
 
 
 def decode(model: nn.Module) -> float:
-    cache = model(torch.arange(32)[None] + 1000, use_cache=True).past_key_values
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    output = model(torch.arange(32)[None] + 1000, use_cache=True)
+    arguments = {name: output[name], "use_cache": True}
     token = torch.tensor([[5]])
     start = time.perf_counter()
     for _ in range(STEPS):
-        model(token, past_key_values=cache, use_cache=True)
+        model(token, **arguments)
     return time.perf_counter() - start
 
 
-def ratios(run: Run, tapped: nn.Module, plain: nn.Module, tap: hydrophone.Tap, pairs: int) -> list[float]:
-    """Time of the tapped run over that of the untapped one, for each pair."""
+def ratio(run: Run, tapped: nn.Module, plain: nn.Module, tap: hydrophone.Tap | None, pairs: int) -> float:
+    """Median over ``pairs`` of the time of the tapped run over that of the untapped one."""
     found = []
     run(tapped), run(plain)  # both warm
     for pair in range(pairs):
         times = {}
         for is_tapped in (True, False) if pair % 2 else (False, True):
-            if not is_tapped and tap.status().connected:
+            if tap is not None and tap.status().connected:
                 tap.flush()
             times[is_tapped] = run(tapped if is_tapped else plain)
         found.append(times[True] / times[False])
-    return found
+    return statistics.median(found)
 
 
 def hook_us(address: str, pairs: int) -> float:
@@ -128,8 +135,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer pairs")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads (default: all)")
     options = parser.parse_args()
-    pairs = {"prefill": 12 if options.quick else 60, "decode": 8 if options.quick else 40}
+    torch.set_num_threads(options.threads)
+    pairs = {"prefill": 10 if options.quick else 60, "decode": 10 if options.quick else 60}
     runs: dict[str, Run] = {"prefill": prefill, "decode": decode}
     figures: dict[str, float] = {}
     plain = load()
@@ -138,9 +147,10 @@ def main() -> None:
         path = Path(directory) / "s"
         sink = start_sink(path)
         figures["hook_us"] = hook_us(str(path), 200 if options.quick else 2000)
+        figures["control_ratio"] = ratio(decode, tapped, plain, None, pairs["decode"])
         tap = hydrophone.attach(tapped, SITE, name="smollm2", daemon=str(path))
         for name, run in runs.items():
-            figures[f"{name}_ratio"] = statistics.median(ratios(run, tapped, plain, tap, pairs[name]))
+            figures[f"{name}_ratio"] = ratio(run, tapped, plain, tap, pairs[name])
         tap.flush()
         sent = tap.status().streams[0]
         assert sent["captured"] == sent["acked"], f"rows were lost: {sent}"
@@ -150,7 +160,7 @@ def main() -> None:
                 run(tapped)  # rows are on their way when it dies
                 sink.kill()
                 sink.wait()
-            killed[name] = statistics.median(ratios(run, tapped, plain, tap, pairs[name]))
+            killed[name] = ratio(run, tapped, plain, tap, pairs[name])
         status = tap.status()
         assert not status.caught, f"exceptions were caught: {status.caught}"
         tap.detach(timeout=0.1)
@@ -160,7 +170,12 @@ def main() -> None:
         print(f"{name:30} {figure:.4f}")
     print(f"rows captured {status.streams[0]['captured']}, dropped {status.dropped}, sample rate {status.rate}")
     if options.json:
-        report = {"ratios": figures, "machine": machine.describe(), "versions": machine.versions()}
+        report = {
+            "ratios": figures,
+            "machine": machine.describe(),
+            "versions": machine.versions(),
+            "threads": options.threads,
+        }
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
