@@ -9,6 +9,8 @@ interval, so that its work falls into the tapped run; before every run, of eithe
 
 ``prefill_ratio``, ``decode_ratio``   two forwards of 64 tokens; 24 decode steps of one row
 ``forward_ratio``                     the larger of the two
+``prefill_cpu_ratio``, ...            the same of processor time of the whole process, sending thread included; it holds
+                                      on a machine that others use too, where times on the clock do not
 ``control_ratio``                     the same procedure with no tap on either: what this machine's noise alone gives.
                                       Other figures mean no more than its distance from 1 allows
 ``forward_ratio_daemon_killed``       the same after the sink was killed
@@ -28,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import hydrophone
 import machine
@@ -38,7 +41,31 @@ SITE = "model.layers.15"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT = 64
 STEPS = 24
-Run = Callable[[nn.Module], float]
+Run = Callable[[nn.Module], "Times"]
+
+
+class Times(NamedTuple):
+    """Seconds on the clock, and of processor time of the process."""
+
+    wall: float
+    cpu: float
+
+
+class Ratio(NamedTuple):
+    """Median over the pairs of tapped over untapped; ``spread`` are the quartiles of ``wall``."""
+
+    wall: float
+    cpu: float
+    spread: list[float]
+
+
+def now() -> Times:
+    return Times(time.perf_counter(), time.process_time())
+
+
+def since(start: Times) -> Times:
+    end = now()
+    return Times(end.wall - start.wall, end.cpu - start.cpu)
 
 
 class Nothing(nn.Module):
@@ -79,27 +106,27 @@ def start_sink(path: Path) -> "subprocess.Popen[bytes]":
     return process
 
 
-def prefill(model: nn.Module) -> float:
+def prefill(model: nn.Module) -> Times:
     ids = torch.arange(PROMPT)[None] + 1000
-    start = time.perf_counter()
+    start = now()
     model(ids)
     model(ids)
-    return time.perf_counter() - start
+    return since(start)
 
 
-def decode(model: nn.Module) -> float:
+def decode(model: nn.Module) -> Times:
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     output = model(torch.arange(32)[None] + 1000, use_cache=True)
     arguments = {name: output[name], "use_cache": True}
     token = torch.tensor([[5]])
-    start = time.perf_counter()
+    start = now()
     for _ in range(STEPS):
         model(token, **arguments)
-    return time.perf_counter() - start
+    return since(start)
 
 
-def ratio(run: Run, tapped: nn.Module, plain: nn.Module, tap: hydrophone.Tap | None, pairs: int) -> float:
-    """Median over ``pairs`` of the time of the tapped run over that of the untapped one."""
+def ratio(run: Run, tapped: nn.Module, plain: nn.Module, tap: hydrophone.Tap | None, pairs: int) -> Ratio:
+    """Over ``pairs`` the time of the tapped run over that of the untapped one."""
     found = []
     run(tapped), run(plain)  # both warm
     for pair in range(pairs):
@@ -108,8 +135,9 @@ def ratio(run: Run, tapped: nn.Module, plain: nn.Module, tap: hydrophone.Tap | N
             if tap is not None and tap.status().connected:
                 tap.flush()
             times[is_tapped] = run(tapped if is_tapped else plain)
-        found.append(times[True] / times[False])
-    return statistics.median(found)
+        found.append((times[True].wall / times[False].wall, times[True].cpu / times[False].cpu))
+    wall, cpu = zip(*found, strict=True)
+    return Ratio(statistics.median(wall), statistics.median(cpu), statistics.quantiles(wall, n=4))
 
 
 def hook_us(address: str, pairs: int) -> float:
@@ -147,27 +175,30 @@ def main() -> None:
         path = Path(directory) / "s"
         sink = start_sink(path)
         figures["hook_us"] = hook_us(str(path), 200 if options.quick else 2000)
-        figures["control_ratio"] = ratio(decode, tapped, plain, None, pairs["decode"])
+        measured = {"control": ratio(decode, tapped, plain, None, pairs["decode"])}
         tap = hydrophone.attach(tapped, SITE, name="smollm2", daemon=str(path))
         for name, run in runs.items():
-            figures[f"{name}_ratio"] = ratio(run, tapped, plain, tap, pairs[name])
+            measured[name] = ratio(run, tapped, plain, tap, pairs[name])
         tap.flush()
         sent = tap.status().streams[0]
         assert sent["captured"] == sent["acked"], f"rows were lost: {sent}"
-        killed = {}
         for name, run in runs.items():
             if sink.poll() is None:
                 run(tapped)  # rows are on their way when it dies
                 sink.kill()
                 sink.wait()
-            killed[name] = ratio(run, tapped, plain, tap, pairs[name])
+            measured[f"{name}_daemon_killed"] = ratio(run, tapped, plain, tap, pairs[name])
         status = tap.status()
         assert not status.caught, f"exceptions were caught: {status.caught}"
         tap.detach(timeout=0.1)
-    figures["forward_ratio"] = max(figures["prefill_ratio"], figures["decode_ratio"])
-    figures["forward_ratio_daemon_killed"] = max(killed.values())
+    for name, found in measured.items():
+        figures |= {f"{name}_ratio": found.wall, f"{name}_cpu_ratio": found.cpu}
+    figures["forward_ratio"] = max(measured[name].wall for name in runs)
+    figures["forward_ratio_daemon_killed"] = max(measured[f"{name}_daemon_killed"].wall for name in runs)
     for name, figure in figures.items():
-        print(f"{name:30} {figure:.4f}")
+        print(f"{name:32} {figure:.4f}")
+    for name, found in measured.items():
+        print(f"{name}: quartiles of the pairs' ratios", *(f"{quartile:.3f}" for quartile in found.spread))
     print(f"rows captured {status.streams[0]['captured']}, dropped {status.dropped}, sample rate {status.rate}")
     if options.json:
         report = {

@@ -5,7 +5,7 @@ from hydrophone.demo.corpus import Document, builtin_documents, chunks, read_doc
 from hydrophone.demo.errors import DemoError
 from hydrophone.demo.figures import Figures, Meter
 from hydrophone.demo.telling import context_line, most_telling
-from hydrophone.demo.view import panel, sparkline
+from hydrophone.demo.view import panel
 from hydrophone.tap import Status
 from rich.console import Console
 
@@ -70,8 +70,18 @@ def test_a_stream_without_a_dictionary_yet_is_read_as_unknown():
     unknown = dict.fromkeys(
         ("rows_learned", "fvu", "l0", "dead_fraction", "features_alive", "features_fired", "features")
     )
-    meter, tap = Meter(), Status(
-        connected=True, rate=1.0, forwards=1, buffer_bytes=0, dropped={"full": 2}, caught={}, counters={}, streams=[]
+    meter, tap = (
+        Meter(),
+        Status(
+            connected=True,
+            rate=1.0,
+            forwards=1,
+            buffer_bytes=0,
+            dropped={"full": 2},
+            caught={},
+            counters={},
+            streams=[],
+        ),
     )
     for tokens in (10, 20):
         figures = meter.read(tokens, tap, {"rows_received": 5, "rows_dropped": {"queue_full": 1}} | unknown)
@@ -86,7 +96,9 @@ def test_the_panel_shows_unknown_as_a_dash():
     assert "—" in shown
 
 
-def test_sparkline_goes_from_lowest_to_highest():
-    assert sparkline([]) == ""
-    assert sparkline([3, 1]) == "█▁"
-    assert len(sparkline(list(range(1000)))) <= 60
+def test_a_long_course_of_fvu_fits_the_panel():
+    console = Console(file=io.StringIO(), width=110)
+    console.print(panel(Figures(), [1 - i / 1000 for i in range(599)], 100, "m@1/s"))
+    (line,) = [line for line in console.file.getvalue().splitlines() if "over time" in line]
+    assert line.count("█") >= 1
+    assert sum(char in "▁▂▃▄▅▆▇█" for char in line) <= 60

@@ -261,14 +261,13 @@ async def run(
     address = config.http.address
     http = None if address is None else HttpServer(DaemonBackend(daemon, server), address)
     house = asyncio.create_task(daemon.keep_house())
+    watchdog = asyncio.create_task(_feed_watchdog())
     try:
         url = None if http is None else await http.start()
         await server.start(http=url, inherited=inherited)
         if ready is not None:
             ready(Ready(server.socket_path, server.tcp_address, url, os.getpid()))
-        watchdog = asyncio.create_task(_feed_watchdog())
         await stop.wait()
-        watchdog.cancel()
         systemd.notify("STOPPING=1")
         _log.info("stopping: no new rows; learning what is queued")
     finally:
@@ -278,6 +277,7 @@ async def run(
         house.cancel()
         await asyncio.gather(house, return_exceptions=True)
         await daemon.close()
+        watchdog.cancel()
     return 0
 
 

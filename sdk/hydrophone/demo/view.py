@@ -12,9 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hydrophone.cli.sparkline import sparkline
 from hydrophone.demo.figures import Figures, shown
 
-_BARS = "▁▂▃▄▅▆▇█"
 _MOST_BARS = 60
 _PLAIN_EVERY_SECONDS = 5.0
 
@@ -111,7 +111,7 @@ def panel(figures: Figures, fvus: Sequence[float], goal: int, site: str) -> Pane
         *("fvu", shown(figures.fvu, ".3f"), "l0", shown(figures.l0, ".1f")),
         *("dead fraction", shown(figures.dead_fraction, ".1%"), "features alive", alive),
     )
-    curve = Text.assemble(("fvu over time  ", "dim"), (sparkline(fvus), "cyan"))
+    curve = Text.assemble(("fvu over time  ", "dim"), (sparkline(fvus[:: -(-len(fvus) // _MOST_BARS) or 1]), "cyan"))
     bar = Table.grid(padding=(0, 1), expand=True)
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True)
@@ -122,14 +122,3 @@ def panel(figures: Figures, fvus: Sequence[float], goal: int, site: str) -> Pane
         subtitle=f"{figures.seconds:.0f} s",
         border_style="cyan",
     )
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """Values as a row of at most 60 bars, scaled between their minimum and maximum."""
-    if not values:
-        return ""
-    step = -(-len(values) // _MOST_BARS)
-    values = values[::step]
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    return "".join(_BARS[round((value - low) / span * (len(_BARS) - 1))] for value in values)
