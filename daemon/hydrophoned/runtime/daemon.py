@@ -260,13 +260,13 @@ async def run(
     server = IngestServer(daemon, daemon.producers, config.ingest, now_us)
     address = config.http.address
     http = None if address is None else HttpServer(DaemonBackend(daemon, server), address)
-    house = asyncio.create_task(daemon.keep_house())
-    watchdog = asyncio.create_task(_feed_watchdog())
+    tasks = [asyncio.create_task(daemon.keep_house())]
     try:
         url = None if http is None else await http.start()
         await server.start(http=url, inherited=inherited)
         if ready is not None:
             ready(Ready(server.socket_path, server.tcp_address, url, os.getpid()))
+        tasks.append(asyncio.create_task(_feed_watchdog()))  # until the store is closed, which takes time
         await stop.wait()
         systemd.notify("STOPPING=1")
         _log.info("stopping: no new rows; learning what is queued")
@@ -274,10 +274,11 @@ async def run(
         await server.close()
         if http is not None:
             await http.close()
-        house.cancel()
-        await asyncio.gather(house, return_exceptions=True)
+        tasks[0].cancel()
         await daemon.close()
-        watchdog.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     return 0
 
 
