@@ -244,11 +244,11 @@ class Producer:
         if self._socket is None:
             return
         while True:
+            while len(self._unwritten) < _PIECES_PER_CALL and (pieces := self.session.outgoing()):
+                self._unwritten.extend(_bytes_view(piece) for piece in pieces)
             if not self._unwritten:
-                self._unwritten.extend(_bytes_view(piece) for piece in self.session.outgoing())
-                if not self._unwritten:
-                    self._progress = now
-                    return
+                self._progress = now
+                return
             try:
                 count = self._socket.sendmsg(itertools.islice(self._unwritten, _PIECES_PER_CALL))
             except BlockingIOError:
@@ -267,15 +267,19 @@ class Producer:
         """Wait for the daemon, a wake-up or the flush interval; read what came."""
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
-        if self._socket is not None:
+        if self._socket is not None and self._expects():
             poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unwritten else 0))
         busy = self.session.state is State.LIVE and self.buffer.nbytes and not self._unwritten and self._room()
         ready = poll.poll(0 if busy and self.buffer.nbytes * 2 > self.buffer.capacity else FLUSH_INTERVAL * 1000)
-        for descriptor, _ in ready:
-            if descriptor == self._wake_read.fileno():
-                _drain(self._wake_read)
-            elif self._socket is not None:
-                self._read()
+        if any(descriptor == self._wake_read.fileno() for descriptor, _ in ready):
+            _drain(self._wake_read)
+        if self._socket is not None:
+            self._read()
+
+    def _expects(self) -> bool:
+        """Whether the daemon's next word is urgent; acknowledgements are else read at the next look at the buffer."""
+        live = self.session.state is State.LIVE
+        return not live or bool(self._flushes or self._unwritten or self._closing) or not self._room()
 
     def _room(self) -> bool:
         return self.session.pending_bytes < self.buffer_bytes // 4

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from hydrophoned.runtime.clock import now_us
 from hydrophoned.runtime.config import Config
 from hydrophoned.runtime.recorder import Recorder
 from hydrophoned.runtime.streams import StreamRegistry
-from hydrophoned.store import Store, StoreError, StoreReader, StoreWriter
+from hydrophoned.store import Store, StoreReader, StoreWriter
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_SECONDS = 1.0
@@ -175,22 +175,28 @@ class Daemon:
         next_retention = time.monotonic()
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
-            self.recorder.flush()
+            await self._attempt("requests_failed", "requests could not be handed to the store", self._hand_over())
             if time.monotonic() - self._last_try >= self.config.store.checkpoint_seconds:
-                try:
-                    await self.checkpoint()
-                    self.checkpoint_problem = None
-                except Exception as error:  # noqa: BLE001  whatever it is, the daemon goes on and says so
-                    self.count("checkpoints_failed")
-                    self.checkpoint_problem = f"the last checkpoint failed: {error}"
-                    _log.exception("checkpoint failed; the one before stays, and it is tried again when next due")
+                problem = await self._attempt(
+                    "checkpoints_failed", "checkpoint failed; the last one stays", self.checkpoint()
+                )
+                self.checkpoint_problem = None if problem is None else f"the last checkpoint failed: {problem}"
             if time.monotonic() >= next_retention:
                 next_retention = time.monotonic() + _RETENTION_SECONDS
-                try:
-                    await self._retain()
-                except StoreError:
-                    self.count("retentions_failed")
-                    _log.exception("retention failed; it is tried again in an hour")
+                await self._attempt("retentions_failed", "retention failed; next try in an hour", self._retain())
+
+    async def _attempt(self, event: str, message: str, work: Awaitable[None]) -> Exception | None:
+        """Do ``work``; what goes wrong is counted, logged and returned, and the daemon goes on."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001  housekeeping goes on, whatever it is
+            self.count(event)
+            _log.exception(message)
+            return error
+        return None
+
+    async def _hand_over(self) -> None:
+        self.recorder.flush()
 
     async def close(self) -> None:
         """Learn what is queued, checkpoint, end the threads and close the store, within the configured time."""
