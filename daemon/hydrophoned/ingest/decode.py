@@ -9,7 +9,7 @@ from hydrophone_schemas.errors import WireError
 from hydrophone_schemas.wire import ErrorCode
 from numpy.typing import NDArray
 
-from hydrophoned.ingest.layout import record_batch_layout
+from hydrophoned.ingest.layout import Pairs, record_batch_layout
 from hydrophoned.rows import Rows
 
 _VALUES: Final[dict[str, type[np.generic]]] = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
@@ -58,7 +58,7 @@ def decode_rows(payload: pa.Buffer, width: int, dtype: str, request_key: Callabl
     return Rows(values.reshape(count, width), dtype, keys, sequence, position, phase, token, time)
 
 
-def _check_nodes(nodes: list[tuple[int, int]], count: int, width: int) -> None:
+def _check_nodes(nodes: Pairs, count: int, width: int) -> None:
     names = [name for name, _ in _COLUMNS] + ["activation", "activation.item"]
     for name, (length, nulls) in zip(names, nodes, strict=True):
         expected = count * width if name == "activation.item" else count

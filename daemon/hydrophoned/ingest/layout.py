@@ -8,6 +8,7 @@ An encapsulated message is ``0xFFFFFFFF, i32 n, n bytes of flatbuffer, body``. T
 whose header is a ``RecordBatch`` table; Arrow's ``Message.fbs`` has the numbers of their fields, used below.
 """
 
+import functools
 import struct
 from typing import Final, NamedTuple, NoReturn
 
@@ -22,12 +23,15 @@ _ALIGNMENT: Final = 8
 _PREFIX: Final = struct.Struct("<Ii")
 
 
+Pairs = tuple[tuple[int, int], ...]
+
+
 class Layout(NamedTuple):
     """A record batch's row count, its nodes (length, null count), and its buffers (start in the message, bytes)."""
 
     rows: int
-    nodes: list[tuple[int, int]]
-    buffers: list[tuple[int, int]]
+    nodes: Pairs
+    buffers: Pairs
 
 
 def record_batch_layout(message: memoryview) -> Layout:
@@ -53,7 +57,7 @@ def record_batch_layout(message: memoryview) -> Layout:
     for start, length in places:
         if start < 0 or length < 0 or start + length > body_length or start % _ALIGNMENT:
             _refuse(f"a buffer of {length} bytes at {start} does not lie, aligned, in the body of {body_length} bytes")
-    return Layout(rows, nodes, [(body + start, length) for start, length in places])
+    return Layout(rows, nodes, tuple((body + start, length) for start, length in places))
 
 
 class _Table:
@@ -86,20 +90,21 @@ class _Table:
         place = self._place(field)
         return _Table(self._data, place + self._get("<I", place)) if place else None
 
-    def pairs(self, field: int, most: int) -> list[tuple[int, int]]:
+    def pairs(self, field: int, most: int) -> Pairs:
         """A vector of structs of two int64, of at most ``most`` entries."""
         place = self._place(field)
         if not place:
-            return []
+            return ()
         vector = place + self._get("<I", place)
         count = self._get("<I", vector)
         if count > most:
             raise struct.error
         numbers = struct.unpack_from(f"<{2 * count}q", self._data, vector + 4)
-        return list(zip(numbers[::2], numbers[1::2], strict=True))
+        return tuple(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-def _read(metadata: bytes) -> tuple[int, list[tuple[int, int]], list[tuple[int, int]], int]:
+@functools.lru_cache(maxsize=64)  # batches of as many rows have the same metadata, byte for byte
+def _read(metadata: bytes) -> tuple[int, Pairs, Pairs, int]:
     message = _Table(metadata, struct.unpack_from("<I", metadata)[0])
     version, kind = message.number(0, "<h"), message.number(1, "<B")
     batch = message.table(2)
