@@ -4,10 +4,10 @@
 
 Two module trees share the same weights; one of them has a tap at its middle block, all rows, the other none. Each
 pair runs both, in an order that alternates, and gives one ratio of times; the median of the pairs' ratios is printed.
-The sink is a separate process that acknowledges and discards. A timed run is long beside the sending thread's 50 ms
-interval, so that its work falls into the tapped run; before every run, of either kind, the buffer is flushed, untimed.
+The sink is a separate process that acknowledges and discards. A timed run is long beside the sending thread's interval
+of 0.2 s, so that its work falls into the tapped run; before every run, of either kind, the buffer is flushed, untimed.
 
-``prefill_ratio``, ``decode_ratio``   two forwards of 64 tokens; 24 decode steps of one row
+``prefill_ratio``, ``decode_ratio``   two forwards of 64 tokens; 48 decode steps of one row
 ``forward_ratio``                     the larger of the two
 ``prefill_cpu_ratio``, ...            the same of processor time of the whole process, sending thread included; it holds
                                       on a machine that others use too, where times on the clock do not
@@ -40,7 +40,7 @@ from torch import nn
 SITE = "model.layers.15"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT = 64
-STEPS = 24
+STEPS = 48
 Run = Callable[[nn.Module], "Times"]
 
 

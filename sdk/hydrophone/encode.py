@@ -124,7 +124,7 @@ def record_batch(stream: Stream, columns: Columns, values: NDArray[Any]) -> pa.R
         _array(pa.uint16(), columns.sequence),
         _array(pa.int32(), columns.position),
         _array(pa.uint8(), columns.phase),
-        pa.nulls(count, pa.int32()) if token is None else pa.array(token, pa.int32(), mask=token < 0),
+        _tokens(token, count),
         _array(pa.timestamp("us"), columns.time),
         pa.Array.from_buffers(stream.schema.field("activation").type, count, [None], children=[rows]),
     ]
@@ -221,6 +221,13 @@ def _sliced(columns: Columns, part: slice) -> Columns:
         token=None if columns.token is None else columns.token[part],
         time=columns.time[part],
     )
+
+
+def _tokens(token: NDArray[np.int32] | None, count: int) -> pa.Array:
+    if token is None:
+        return pa.nulls(count, pa.int32())
+    unknown = token < 0
+    return pa.array(token, pa.int32(), mask=unknown) if unknown.any() else _array(pa.int32(), token)
 
 
 def _array(kind: pa.DataType, values: NDArray[Any]) -> pa.Array:

@@ -116,6 +116,8 @@ class Forward:
 
     def _expand(self, batch: int, length: int) -> Columns:
         assert self.assignment is not None  # noqa: S101  captures of other forwards are dropped at the hook
+        if length == 1 and batch == self.batch and self.length == 1 and self.visible is None:
+            return self._step(batch, self.assignment)
         token = None
         if (batch, length) == (self.batch, self.length):
             position, keep = self._places(batch, length)
@@ -141,6 +143,37 @@ class Forward:
             token,
             np.full(rows, self.time, np.int64),
             tuple(dict.fromkeys(self.assignment.requests)),
+        )
+
+    def _step(self, batch: int, assignment: Assignment) -> Columns:
+        """As ``_expand``, for one row of each sequence: the many small forwards of decoding, so without detours."""
+        past, keep, token, taken = self.past, None, None, list(range(batch))
+        position = [past] * batch
+        if self.positions is not None:
+            position = np.broadcast_to(self.positions.numpy(), (batch, 1))[:, 0].tolist()
+        if self.mask is not None:
+            mask = self.mask.numpy()
+            if mask.shape[1] > past:
+                position = [int(np.count_nonzero(row[: past + 1])) - 1 for row in mask]
+            if mask.shape[1] > past or mask.shape[1] == 1:
+                column = past if mask.shape[1] > past else 0
+                live = mask[:, column].tolist()
+                if not all(live):
+                    keep = np.array(live, np.bool_)
+                    taken = [element for element in taken if live[element]]
+        if self.ids is not None:
+            ids = self.ids.numpy()
+            token = np.array([ids[element, 0] for element in taken], np.int32)
+        rows = len(taken)
+        return Columns(
+            keep,
+            np.array([assignment.requests[element].number for element in taken], np.uint64),
+            np.array([assignment.sequences[element] for element in taken], np.uint16),
+            np.array([position[element] for element in taken], np.int32),
+            np.array([Phase.DECODE if past else Phase.PROMPT] * rows, np.uint8),
+            token,
+            np.array([self.time] * rows, np.int64),
+            tuple(dict.fromkeys(assignment.requests)),
         )
 
     def _places(self, batch: int, length: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:

@@ -33,8 +33,12 @@ from hydrophone.session import Flushed, Hangup, Outgoing, Refused, Session, Stat
 from hydrophone.streams import Stream
 
 VERSION: Final = "0.1.0"
-FLUSH_INTERVAL: Final = 0.05
-"""Seconds between looks at the buffer; hooks wake the thread only when it is more than half full."""
+FLUSH_INTERVAL: Final = 0.2
+"""Seconds between looks at the buffer; hooks wake the thread only when it is more than half full.
+
+A look costs about half a millisecond where the model has emptied the caches. With 100 captures/s the thread took 1.5%
+of a core at 0.05 s and 0.5% at 0.2 s.
+"""
 AWAY_SECONDS: Final = 10.0
 """Age after which captures are dropped while the daemon is away."""
 SEND_TIMEOUT: Final = 10.0
@@ -270,11 +274,17 @@ class Producer:
         if self._socket is not None and self._expects():
             poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unwritten else 0))
         busy = self.session.state is State.LIVE and self.buffer.nbytes and not self._unwritten and self._room()
-        ready = poll.poll(0 if busy and self.buffer.nbytes * 2 > self.buffer.capacity else FLUSH_INTERVAL * 1000)
+        ready = poll.poll(0 if busy and self.buffer.nbytes * 2 > self.buffer.capacity else self._patience() * 1000)
         if any(descriptor == self._wake_read.fileno() for descriptor, _ in ready):
             _drain(self._wake_read)
         if self._socket is not None:
             self._read()
+
+    def _patience(self) -> float:
+        """Seconds until the next look at the buffer, or the next attempt to connect if that is earlier."""
+        if self._socket is not None:
+            return FLUSH_INTERVAL
+        return min(FLUSH_INTERVAL, max(0.01, self.session.retry_at - time.monotonic()))
 
     def _expects(self) -> bool:
         """Whether the daemon's next word is urgent; acknowledgements are else read at the next look at the buffer."""

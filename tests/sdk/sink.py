@@ -118,6 +118,7 @@ class Sink:
         streams: dict[int, tuple[str, pa.Schema]] = {}
         producer = b""
         while count := connection.recv_into(receiver.buffer()):
+            numbered = False
             for frame in receiver.received(count):
                 if frame.type is FrameType.HELLO:
                     producer = frame.control()["producer"]
@@ -143,8 +144,9 @@ class Sink:
                 elif frame.type is FrameType.BYE:
                     return
                 self._keep(frame, producer, streams)
-                if frame.type in SEQUENCED:
-                    self._send(connection, FrameType.ACK, {"received": self.received[producer], "durable": 0})
+                numbered |= frame.type in SEQUENCED
+            if numbered:
+                self._send(connection, FrameType.ACK, {"received": self.received[producer], "durable": 0})
 
     def _keep(self, frame: Frame, producer: bytes, streams: dict[int, tuple[str, pa.Schema]]) -> None:
         with self.changed:
