@@ -77,7 +77,7 @@ class Daemon:
             keep_checkpoints=config.store.keep_checkpoints,
             niceness=config.daemon.nice,
         )
-        self.producers = ProducerRegistry()
+        self.producers = ProducerRegistry(max_requests=config.ingest.max_requests)
         self._durable: dict[str, int] = {}
         self._next_request = 1
         self._checkpointing = asyncio.Lock()
