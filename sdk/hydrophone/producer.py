@@ -209,7 +209,7 @@ class Producer:
         try:
             if address.path is not None:
                 connection = socket.socket(socket.AF_UNIX)
-                # of a Unix socket only the sender's buffer counts: a whole batch fits, and the receiver wakes less often
+                # only the sender's buffer counts on a Unix socket: with a whole batch in it the receiver wakes less often
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
                 connection.settimeout(CONNECT_TIMEOUT)
                 self._socket = connection
@@ -220,7 +220,7 @@ class Producer:
                 self._socket = connection
         except OSError as error:
             self.faults.warn(
-                "away", "no daemon at %s (%s); trying again, captures are kept up to a bound", address, error
+                "away", "no daemon at %s (%s); trying again, captures are kept within bounds", address, error
             )
             self._hang_up(str(error))
             return
