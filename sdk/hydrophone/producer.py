@@ -209,7 +209,7 @@ class Producer:
         try:
             if address.path is not None:
                 connection = socket.socket(socket.AF_UNIX)
-                # only the sender's buffer counts on a Unix socket: with a whole batch in it the receiver wakes less often
+                # only the sender's buffer counts on a Unix socket: with room for a batch the receiver wakes less
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
                 connection.settimeout(CONNECT_TIMEOUT)
                 self._socket = connection
