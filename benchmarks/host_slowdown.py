@@ -2,8 +2,9 @@
 
 Everything on: tap at one site with every row, daemon (a child process at low priority, as by default) receiving,
 learning every row, storing windows, serving its API; on the same processors as the model. Blocks with and without the
-tap alternate in one process; the daemon runs all the time and is busy only in the blocks with the tap, plus what it
-still has to learn when a block ends, which the next block without the tap then pays for: the figure errs against us.
+tap alternate in one process: the model with the tap, and a copy of it without, that shares its weights. The daemon runs
+all the time; its shuffle buffer stays full, so that a block's rows push out as many to be learned. What it has not
+learned when a block ends, the next block without the tap pays for: the figure errs against us.
 
     python benchmarks/host_slowdown.py [--quick] [--json FILE]
 
@@ -11,6 +12,7 @@ Prints ``tokens_ratio``: the median over pairs of (tokens/s with) / (tokens/s wi
 """
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -36,37 +38,42 @@ def main() -> None:
     site = default_site(loaded.model)
     stream = chunks(builtin_documents(), loaded.tokenizer, 256, 0)
 
-    def block() -> float:
+    shared = {id(tensor): tensor for tensor in (*loaded.model.parameters(), *loaded.model.buffers())}
+    plain = copy.deepcopy(loaded.model, shared)
+
+    def block(model: torch.nn.Module) -> float:
         """Tokens per second over one block."""
         tokens, started = 0, time.perf_counter()
         while tokens < args.block_tokens:
             ids = torch.tensor([next(stream).token_ids])
-            loaded.model(ids, logits_to_keep=1)
+            model(ids, logits_to_keep=1)
             tokens += ids.numel()
         return tokens / (time.perf_counter() - started)
 
     rates: dict[str, list[float]] = {"with": [], "without": []}
-    with DemoDaemon(features=4608, k=32) as daemon, torch.inference_mode():
-        tap = hydrophone.attach(loaded.model, sites=[site], name=loaded.name, version="1", daemon=daemon.address)
-        for _ in range(2):  # the dictionary is initialised and the model is warm
-            block()
-        tap.flush(60)
-        tap.detach()
+    with (
+        DemoDaemon(features=4608, k=32) as daemon,
+        hydrophone.attach(loaded.model, sites=[site], name=loaded.name, version="1", daemon=daemon.address) as tap,
+        torch.inference_mode(),
+    ):
+        while (daemon.streams() or [{}])[0].get("rows_learned") in (None, 0):  # until the shuffle buffer is full
+            block(loaded.model)
+            time.sleep(1)  # its figures are read anew twice a second
+        learned = [daemon.streams()[0]["rows_learned"]]
         for number in range(pairs):
-            order = ("with", "without") if number % 2 else ("without", "with")
-            for kind in order:
-                if kind == "with":
-                    tap = hydrophone.attach(
-                        loaded.model, sites=[site], name=loaded.name, version="1", daemon=daemon.address
-                    )
-                rates[kind].append(block())
-                if kind == "with":
-                    tap.detach()
+            for kind in ("with", "without") if number % 2 else ("without", "with"):
+                rates[kind].append(block(loaded.model if kind == "with" else plain))
             print(f"pair {number + 1}: with {rates['with'][-1]:.0f}, without {rates['without'][-1]:.0f} tokens/s")
+        time.sleep(3)
         (figures,) = daemon.streams()
+        learned.append(figures["rows_learned"])
+        sent = tap.status().streams[0]["sent"]
     ratios = [a / b for a, b in zip(rates["with"], rates["without"], strict=True)]
     dropped = sum(figures["rows_dropped"].values())
-    print(f"rows received {figures['rows_received']}, learned {figures['rows_learned']}, dropped {dropped}")
+    print(
+        f"rows sent {sent}, received {figures['rows_received']}, dropped {dropped}; "
+        f"learned in the measured blocks {learned[1] - learned[0]} of {pairs * args.block_tokens}"
+    )
     print(f"tokens_ratio {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f})")
     if args.json:
         document = {

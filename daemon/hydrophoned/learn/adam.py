@@ -29,20 +29,29 @@ class LazyAdam:
         self.first = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
         self.second = {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
 
-    def step_size(self, latents: Tensor, rate: float) -> Tensor:
-        """Bias-corrected step size of each of ``latents`` [U], from its own step count."""
-        steps = self.steps[latents].double()
-        return (rate * (1 - self.betas[1] ** steps).sqrt() / (1 - self.betas[0] ** steps)).to(self.first["W_dec"].dtype)
+    def step_size(self, where: Tensor | slice, rate: float) -> Tensor:
+        """Bias-corrected step size of each latent ``where``, from its own step count; 0 for one never touched."""
+        steps = self.steps[where].double()
+        size = rate * (1 - self.betas[1] ** steps).sqrt() / (1 - self.betas[0] ** steps).clamp_min(1e-300)
+        return size.to(self.first["W_dec"].dtype)
 
-    def direction(self, name: str, latents: Tensor, gradient: Tensor) -> Tensor:
-        """Move the moments of ``latents`` by their ``gradient``; return m / (sqrt(v) + eps), same shape."""
+    def direction(self, name: str, where: Tensor | slice, gradient: Tensor, touched: Tensor | None = None) -> Tensor:
+        """Move the moments of the latents ``where`` by their ``gradient``; return m / (sqrt(v) + eps), same shape.
+
+        ``where`` is either the latents that were active, or a slice that holds others too: then ``touched`` is 1 for
+        the active ones and 0 for the others, whose moments stay.
+        """
         first, second = self.first[name], self.second[name]
-        m, v = first[latents], second[latents]
-        m.lerp_(gradient, 1 - self.betas[0])
-        v.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
-        first.index_copy_(0, latents, m)
-        second.index_copy_(0, latents, v)
-        return m.div_(v.sqrt_().add_(self.eps))
+        m, v = first[where], second[where]
+        if touched is None:
+            m.lerp_(gradient, 1 - self.betas[0])
+            v.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
+            first[where], second[where] = m, v
+            return m.div_(v.sqrt_().add_(self.eps))
+        share = touched if gradient.ndim == 1 else touched.unsqueeze(1)
+        m.lerp_(gradient, share * (1 - self.betas[0]))  # m and v are views: this writes the moments themselves
+        v.lerp_(gradient * gradient, share * (1 - self.betas[1]))
+        return (v.sqrt().add_(self.eps).reciprocal_()).mul_(m)
 
     def step_vector(self, b_dec: Tensor, gradient: Tensor, rate: float) -> None:
         """Update the decoder bias, which every batch touches."""

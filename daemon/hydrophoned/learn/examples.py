@@ -69,10 +69,10 @@ class TopExamples:
     @staticmethod
     def _best_per_request(feature: Tensor, score: Tensor, metadata: RowMetadata, row: Tensor) -> Tensor:
         """Positions of the best hit of each (feature, request, sequence), ordered by feature and falling score."""
-        source = torch.stack([metadata.request[row], metadata.sequence[row].long()])
-        sources, source_id = torch.unique(source, dim=1, return_inverse=True)
+        # sequences have 16 bits; the numbering is made over the few rows, not over the many hits
+        sources, source_id = torch.unique((metadata.request << 16) | metadata.sequence, return_inverse=True)
         by_score = torch.sort(score, descending=True, stable=True).indices
-        key = (feature * sources.shape[1] + source_id)[by_score]
+        key = (feature * len(sources) + source_id[row])[by_score]
         order = torch.sort(key, stable=True)
         first = torch.ones_like(order.values, dtype=torch.bool)
         first[1:] = order.values[1:] != order.values[:-1]

@@ -24,7 +24,7 @@ from hydrophoned.learn.adam import LazyAdam
 from hydrophoned.learn.dictionary import Codes, StepReport
 from hydrophoned.learn.errors import InvalidConfig, WidthMismatch
 
-_CHUNK = 256  # latents per pass of the optimiser: parameter, moments and gradient stay in the processor's cache
+_CHUNK = 512  # latents per pass of the optimiser: parameter, moments and gradient stay in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class TopKDictionary:
         """Codes of normalised rows x [n, d], float32."""
         self._check(x)
         value, index = self._preactivations(x - self.b_dec).topk(self.k, dim=1, sorted=False)
-        return Codes(index.to(torch.int32), value.relu_())
+        return Codes(index.to(torch.int32), value.to(x.dtype).relu_())
 
     def decode(self, codes: Codes) -> Tensor:
         """Rows [n, d] rebuilt from codes: z W_dec + b_dec."""
@@ -152,7 +152,7 @@ class TopKDictionary:
         centred = x - self.b_dec
         p = self._preactivations(centred)
         value, index = p.topk(self.k, dim=1, sorted=False)
-        value.relu_()
+        value = value.to(x.dtype).relu_()
         error = _gather_sum(index, value, self.W_dec).sub_(centred)  # y_hat - y
         active = value > 0
         fvu = _fvu(error, x)
@@ -179,7 +179,7 @@ class TopKDictionary:
         latents = dead.nonzero().squeeze(1)
         # no gradient to e or to b_dec: dead latents are to fit what is missing, not to move what is there
         value, local = p[:, latents].topk(min(self.config.aux_k, len(latents)), dim=1, sorted=False)
-        index = latents[local]
+        index, value = latents[local], value.to(error.dtype)
         residual = -error  # e = y - y_hat, held fixed
         miss = _gather_sum(index, value, self.W_dec) - residual
         energy = residual.square().sum().clamp_min(1e-12)
@@ -190,26 +190,44 @@ class TopKDictionary:
     def _update(self, pairs: list["_Pairs"], b_dec_grad: Tensor) -> None:
         rate = self.learning_rate
         for part in pairs:
-            latents, g_dec, g_enc, g_bias = part.gradients()
+            latents, fired = part.arrange(self.features)
             self.adam.steps[latents] += 1
-            for start in range(0, len(latents), _CHUNK):
-                chunk = slice(start, start + _CHUNK)
-                self._update_latents(latents[chunk], g_dec[chunk], g_enc[chunk], g_bias[chunk], rate)
+            # most latents active: walk over all of them in place; few: gather the active ones and put them back
+            whole = 2 * len(latents) > self.features
+            counts = fired if whole else fired[latents]
+            starts = [0, *counts.cumsum(0).tolist()]
+            touched = (fired > 0).to(self.W_dec.dtype) if whole else None
+            for start in range(0, len(counts), _CHUNK):
+                chunk = slice(start, min(start + _CHUNK, len(counts)))
+                self._update_latents(
+                    chunk if whole else latents[chunk],
+                    part.gradients(starts[chunk.start : chunk.stop + 1]),
+                    None if touched is None else touched[chunk],
+                    rate,
+                )
         self.adam.step_vector(self.b_dec, b_dec_grad, rate)
 
-    def _update_latents(self, latents: Tensor, g_dec: Tensor, g_enc: Tensor, g_bias: Tensor, rate: float) -> None:
-        size = self.adam.step_size(latents, rate)
-        rows = self.W_dec[latents]
+    def _update_latents(
+        self, where: Tensor | slice, gradients: tuple[Tensor, Tensor, Tensor], touched: Tensor | None, rate: float
+    ) -> None:
+        g_dec, g_enc, g_bias = gradients
+        size = self.adam.step_size(where, rate)
+        if touched is not None:
+            size = size * touched
+        step = -size.unsqueeze(1)
+        rows = self.W_dec[where]
         # the part of a decoder gradient along its row only changes the norm, which is 1
-        g_dec = g_dec.addcmul_(rows, (g_dec * rows).sum(1, keepdim=True), value=-1)
-        rows.addcmul_(self.adam.direction("W_dec", latents, g_dec), size.unsqueeze(1), value=-1)
-        self.W_dec.index_copy_(0, latents, rows.div_(rows.norm(dim=1, keepdim=True).clamp_min_(1e-12)))
-        rows = self.W_enc[latents]
-        rows.addcmul_(self.adam.direction("W_enc", latents, g_enc), size.unsqueeze(1), value=-1)
-        self.W_enc.index_copy_(0, latents, rows)
+        g_dec.addcmul_(rows, (g_dec * rows).sum(1, keepdim=True), value=-1)
+        rows.addcmul_(self.adam.direction("W_dec", where, g_dec, touched), step)
+        rows.div_(rows.norm(dim=1, keepdim=True).clamp_min_(1e-12))
+        encoder = self.W_enc[where]
+        encoder.addcmul_(self.adam.direction("W_enc", where, g_enc, touched), step)
+        bias = self.b_enc[where] - self.adam.direction("b_enc", where, g_bias, touched) * size
+        if touched is None:  # rows and encoder are copies then, else views that were written in place
+            self.W_dec[where], self.W_enc[where] = rows, encoder
+        self.b_enc[where] = bias
         if self._W_half is not None:
-            self._W_half.index_copy_(0, latents, rows.bfloat16())
-        self.b_enc.index_add_(0, latents, self.adam.direction("b_enc", latents, g_bias) * size, alpha=-1)
+            self._W_half[where] = encoder.bfloat16()
 
     def _count_firings(self, index: Tensor, active: Tensor, n: int) -> None:
         self.silent_rows.add_(n)
@@ -301,23 +319,31 @@ class _Pairs:
     def __init__(self, index: Tensor, value: Tensor, slope: Tensor, g: Tensor, centred: Tensor, n: int = 0) -> None:
         self.index, self.value, self.slope, self.g, self.centred = index, value, slope, g, centred
         self.n = n or len(index)
+        self._rows, self._value, self._slope = index, value, slope  # of the pairs in use, once arranged
 
-    def gradients(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Touched latents u [U] and the gradients of their rows: W_dec [U, d], W_enc [U, d], b_enc [U]."""
+    def arrange(self, features: int) -> tuple[Tensor, Tensor]:
+        """Order the pairs by latent; the latents in use, ascending [U], and the pairs of every latent [F]."""
         flat = self.index.reshape(-1).long()
-        used = (self.value != 0).reshape(-1).nonzero().squeeze(1)
-        ordered, order = flat[used].sort()
-        order = used[order]
-        latents, counts = torch.unique_consecutive(ordered, return_counts=True)
-        starts = torch.zeros(len(latents) + 1, dtype=torch.int64, device=flat.device)
-        torch.cumsum(counts, 0, out=starts[1:])
-        rows = order // self.index.shape[1]
-        shape = (len(latents), self.n)
-        value, slope = self.value.reshape(-1)[order], self.slope.reshape(-1)[order]
-        by_value = torch.sparse_csr_tensor(starts, rows, value, shape, check_invariants=False)
-        by_slope = torch.sparse_csr_tensor(starts, rows, slope, shape, check_invariants=False)
-        g_bias = torch.segment_reduce(slope, "sum", offsets=starts)
-        return latents, by_value @ self.g, by_slope @ self.centred, g_bias
+        used = (self.value != 0).reshape(-1)
+        order = torch.where(used, flat, features).sort(stable=True).indices[: int(used.sum())]
+        self._rows = order // self.index.shape[1]
+        self._value, self._slope = self.value.reshape(-1)[order], self.slope.reshape(-1)[order]
+        counts = torch.bincount(flat[order], minlength=features)
+        return counts.nonzero().squeeze(1), counts
+
+    def gradients(self, starts: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of W_dec [c, d], W_enc [c, d] and b_enc [c] for c latents.
+
+        Their pairs, in the order of :meth:`arrange`, are those from ``starts[i]`` to ``starts[i + 1]``.
+        """
+        span, device = slice(starts[0], starts[-1]), self.g.device
+        offsets = torch.tensor(starts, device=device) - starts[0]
+        shape = (len(starts) - 1, self.n)
+        rows, value, slope = self._rows[span], self._value[span], self._slope[span]
+        by_value = torch.sparse_csr_tensor(offsets, rows, value, shape, check_invariants=False)
+        by_slope = torch.sparse_csr_tensor(offsets, rows, slope, shape, check_invariants=False)
+        g_bias = torch.segment_reduce(slope, "sum", offsets=offsets, initial=0)
+        return by_value @ self.g, by_slope @ self.centred, g_bias
 
 
 def _gather_sum(index: Tensor, value: Tensor, rows: Tensor) -> Tensor:
