@@ -307,7 +307,7 @@ class FrameReceiver:
 
     def _finish(self) -> Frame:
         assert self._header is not None  # noqa: S101  set together with the payload
-        assert self._payload is not None  # noqa: S101
+        assert self._payload is not None  # noqa: S101  set together with the header
         frame_type, channel, sequence, _ = self._header
         frame = Frame(frame_type, channel, sequence, self._payload)
         self._header = self._payload = self._payload_view = None

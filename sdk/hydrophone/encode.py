@@ -116,7 +116,7 @@ def record_batch(stream: Stream, columns: Columns, values: NDArray[Any]) -> pa.R
     count = columns.rows
     flat = np.ascontiguousarray(values).reshape(-1)
     assert stream.schema is not None  # noqa: S101  fixed before the first batch
-    assert stream.dtype is not None  # noqa: S101
+    assert stream.dtype is not None  # noqa: S101  set before anything is captured
     rows = pa.Array.from_buffers(_VALUES[stream.dtype], len(flat), [None, pa.py_buffer(flat)])
     token = columns.token
     arrays = [

@@ -101,7 +101,7 @@ def test_rows_that_are_not_padding_arrive_with_the_count_of_those_before_them(
     ]
     assert rows == expected
     assert stream.padding == batch * length - len(expected)
-    pieces = lambda found: [str(token) for token in found.tolist()]  # noqa: E731
+    pieces = lambda found: [str(token) for token in found.tolist()]  # noqa: E731  one line says it
     got = {}
     for item in tokens(forward, pieces):
         for offset, piece in enumerate(item.body["pieces"]):

@@ -167,7 +167,7 @@ class Store:
         connection.register("incoming", table)
         try:
             # both names come from hydrophone_schemas.tables: check_table saw to it
-            connection.execute(f'INSERT INTO "{name}" ({columns}) SELECT {columns} FROM incoming')  # noqa: S608
+            connection.execute(f'INSERT INTO "{name}" ({columns}) SELECT {columns} FROM incoming')  # noqa: S608  names from our own schemas
         finally:
             connection.unregister("incoming")
 

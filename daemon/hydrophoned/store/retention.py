@@ -70,7 +70,7 @@ def _trim_examples(connection: duckdb.DuckDBPyConnection, count: int) -> int:
     return _deleted(
         connection,
         # rows given up by a better row of the same request go too: only the best of each request is current
-        f"DELETE FROM example WHERE (stream_key, feature, request_key, sequence, score) NOT IN ({_BEST_EXAMPLES})",  # noqa: S608
+        f"DELETE FROM example WHERE (stream_key, feature, request_key, sequence, score) NOT IN ({_BEST_EXAMPLES})",  # noqa: S608  our own text
         [count],
     )
 
@@ -93,8 +93,8 @@ def _delete_before(connection: duckdb.DuckDBPyConnection, cut: int) -> Retained:
         [cut],
     )
     old = "request_key IN (SELECT request_key FROM old_request)"
-    tokens = _deleted(connection, f"DELETE FROM request_tokens WHERE {old}", [])  # noqa: S608
-    requests = _deleted(connection, f"DELETE FROM request WHERE {old}", [])  # noqa: S608
+    tokens = _deleted(connection, f"DELETE FROM request_tokens WHERE {old}", [])  # noqa: S608  our own text
+    requests = _deleted(connection, f"DELETE FROM request WHERE {old}", [])  # noqa: S608  our own text
     connection.execute("DROP TABLE old_request")
     outcomes = _deleted(connection, "DELETE FROM outcome WHERE received < make_timestamp(?)", [cut])
     return Retained(**windows, request=requests, request_tokens=tokens, request_rows=rows, outcome=outcomes)

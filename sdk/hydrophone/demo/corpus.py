@@ -54,7 +54,7 @@ def chunks(documents: list[Document], tokenizer: Any, length: int, seed: int) ->
     by_kind: dict[str, list[Document]] = {}
     for document in documents:
         by_kind.setdefault(document.kind, []).append(document)
-    streams = [_of_kind(group, tokenizer, length, random.Random(order.random())) for group in by_kind.values()]  # noqa: S311
+    streams = [_of_kind(group, tokenizer, length, random.Random(order.random())) for group in by_kind.values()]  # noqa: S311  an order
     while True:
         for stream in streams:
             yield next(stream)

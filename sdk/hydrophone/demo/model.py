@@ -27,7 +27,7 @@ def load_model(source: str | None) -> LoadedModel:
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: its bars would tear the live view
     try:
         import torch  # noqa: PLC0415  only the demo needs these
-        import transformers  # noqa: PLC0415
+        import transformers  # noqa: PLC0415  see above
     except ImportError as error:
         raise DemoError(f"{error}. The demo needs pip install 'hydrophone[demo]'") from error
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -48,7 +48,7 @@ def load_model(source: str | None) -> LoadedModel:
 
 def default_site(model: Any) -> str:
     """The middle block of the model's longest list of blocks, e.g. ``model.layers.15`` of 30."""
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415  see above
 
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)]
     if not lists:
