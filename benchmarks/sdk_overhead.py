@@ -5,7 +5,7 @@
 Two module trees share the same weights; one of them has a tap at its middle block, all rows, the other none. Each
 pair runs both, in an order that alternates, and gives one ratio of times; the median of the pairs' ratios is printed.
 The sink is a separate process that acknowledges and discards. A timed run is long beside the sending thread's interval
-of 0.2 s, so that its work falls into the tapped run; before every run, of either kind, the buffer is flushed, untimed.
+of 0.5 s, so that its work falls into the tapped run; before every run, of either kind, the buffer is flushed, untimed.
 
 ``prefill_ratio``, ``decode_ratio``   two forwards of 64 tokens; 48 decode steps of one row
 ``forward_ratio``                     the larger of the two
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads (default: all)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    pairs = {"prefill": 10 if options.quick else 60, "decode": 10 if options.quick else 60}
+    pairs = {"prefill": 10 if options.quick else 60, "decode": 8 if options.quick else 24}
     runs: dict[str, Run] = {"prefill": prefill, "decode": decode}
     figures: dict[str, float] = {}
     plain = load()
@@ -175,10 +175,17 @@ def main() -> None:
         path = Path(directory) / "s"
         sink = start_sink(path)
         figures["hook_us"] = hook_us(str(path), 200 if options.quick else 2000)
-        measured = {"control": ratio(decode, tapped, plain, None, pairs["decode"])}
+        print(f"hook_us {figures['hook_us']:.1f}", flush=True)
+        measured: dict[str, Ratio] = {}
+
+        def measure(name: str, run: Run, tap: hydrophone.Tap | None, count: int) -> None:
+            measured[name] = found = ratio(run, tapped, plain, tap, count)
+            print(f"{name}: {found.wall:.4f} over {count} pairs, of processor time {found.cpu:.4f}", flush=True)
+
+        measure("control", decode, None, pairs["decode"])
         tap = hydrophone.attach(tapped, SITE, name="smollm2", daemon=str(path))
         for name, run in runs.items():
-            measured[name] = ratio(run, tapped, plain, tap, pairs[name])
+            measure(name, run, tap, pairs[name])
         tap.flush()
         sent = tap.status().streams[0]
         assert sent["captured"] == sent["acked"], f"rows were lost: {sent}"
@@ -187,7 +194,7 @@ def main() -> None:
                 run(tapped)  # rows are on their way when it dies
                 sink.kill()
                 sink.wait()
-            measured[f"{name}_daemon_killed"] = ratio(run, tapped, plain, tap, pairs[name])
+            measure(f"{name}_daemon_killed", run, tap, pairs[name])
         status = tap.status()
         assert not status.caught, f"exceptions were caught: {status.caught}"
         tap.detach(timeout=0.1)

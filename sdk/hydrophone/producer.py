@@ -33,7 +33,7 @@ from hydrophone.session import Flushed, Hangup, Outgoing, Refused, Session, Stat
 from hydrophone.streams import Stream
 
 VERSION: Final = "0.1.0"
-FLUSH_INTERVAL: Final = 0.2
+FLUSH_INTERVAL: Final = 0.5
 """Seconds between looks at the buffer; hooks wake the thread only when it is more than half full.
 
 A look costs about half a millisecond where the model has emptied the caches. With 100 captures/s the thread took 1.5%
