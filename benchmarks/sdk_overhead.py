@@ -2,7 +2,8 @@
 
     python benchmarks/sdk_overhead.py [--quick] [--json FILE] [--threads N]
 
-Two module trees share the same weights; one of them has a tap at its middle block, all rows, the other none. Each
+Two module trees share the same weights; one of them has a tap at its middle block, all rows, the other none, and in
+the second half of the pairs the other way round, since one tree can be slower than the other by itself. Each
 pair runs both, in an order that alternates, and gives one ratio of times; the median of the pairs' ratios is printed.
 The sink is a separate process that acknowledges and discards. A timed run is long beside the sending thread's interval
 of 0.5 s, so that its work falls into the tapped run; before every run, of either kind, the buffer is flushed, untimed.
@@ -125,17 +126,24 @@ def decode(model: nn.Module) -> Times:
     return since(start)
 
 
-def ratio(run: Run, tapped: nn.Module, plain: nn.Module, tap: hydrophone.Tap | None, pairs: int) -> Ratio:
-    """Over ``pairs`` the time of the tapped run over that of the untapped one."""
+def time_pairs(
+    run: Run, tapped: nn.Module, plain: nn.Module, tap: hydrophone.Tap | None, count: int
+) -> list[tuple[float, float]]:
+    """Of each of ``count`` pairs the tapped run's time over the untapped one's: on the clock, and of the processor."""
     found = []
     run(tapped), run(plain)  # both warm
-    for pair in range(pairs):
+    for pair in range(count):
         times = {}
         for is_tapped in (True, False) if pair % 2 else (False, True):
             if tap is not None and tap.status().connected:
                 tap.flush()
             times[is_tapped] = run(tapped if is_tapped else plain)
         found.append((times[True].wall / times[False].wall, times[True].cpu / times[False].cpu))
+    return found
+
+
+def summary(found: list[tuple[float, float]]) -> Ratio:
+    """Medians over the pairs."""
     wall, cpu = zip(*found, strict=True)
     return Ratio(statistics.median(wall), statistics.median(cpu), statistics.quantiles(wall, n=4))
 
@@ -166,46 +174,52 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads (default: all)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    pairs = {"prefill": 10 if options.quick else 60, "decode": 8 if options.quick else 24}
+    pairs = {"prefill": 10 if options.quick else 60, "decode": 8 if options.quick else 20}
     runs: dict[str, Run] = {"prefill": prefill, "decode": decode}
     figures: dict[str, float] = {}
-    plain = load()
-    tapped = twin(plain)
+    first = load()
+    second = twin(first)
+    found: dict[str, list[tuple[float, float]]] = {}
+
+    def measure(
+        name: str, run: Run, trees: tuple[nn.Module, nn.Module], tap: hydrophone.Tap | None, count: int
+    ) -> None:
+        new = time_pairs(run, *trees, tap, count // 2)
+        found.setdefault(name, []).extend(new)
+        print(f"{name}: {summary(new).wall:.4f} over {count // 2} pairs", flush=True)
+
     with tempfile.TemporaryDirectory(prefix="hy") as directory, torch.inference_mode():
-        path = Path(directory) / "s"
-        sink = start_sink(path)
-        figures["hook_us"] = hook_us(str(path), 200 if options.quick else 2000)
-        print(f"hook_us {figures['hook_us']:.1f}", flush=True)
-        measured: dict[str, Ratio] = {}
-
-        def measure(name: str, run: Run, tap: hydrophone.Tap | None, count: int) -> None:
-            measured[name] = found = ratio(run, tapped, plain, tap, count)
-            print(f"{name}: {found.wall:.4f} over {count} pairs, of processor time {found.cpu:.4f}", flush=True)
-
-        measure("control", decode, None, pairs["decode"])
-        tap = hydrophone.attach(tapped, SITE, name="smollm2", daemon=str(path))
-        for name, run in runs.items():
-            measure(name, run, tap, pairs[name])
-        tap.flush()
-        sent = tap.status().streams[0]
-        assert sent["captured"] == sent["acked"], f"rows were lost: {sent}"
-        for name, run in runs.items():
-            if sink.poll() is None:
-                run(tapped)  # rows are on their way when it dies
-                sink.kill()
-                sink.wait()
-            measure(f"{name}_daemon_killed", run, tap, pairs[name])
-        status = tap.status()
-        assert not status.caught, f"exceptions were caught: {status.caught}"
-        tap.detach(timeout=0.1)
-    for name, found in measured.items():
-        figures |= {f"{name}_ratio": found.wall, f"{name}_cpu_ratio": found.cpu}
+        # one tree can be slower than the other by itself: each is the tapped one in half of the pairs
+        for half, trees in enumerate(((second, first), (first, second))):
+            path = Path(directory) / f"s{half}"
+            sink = start_sink(path)
+            if not half:
+                figures["hook_us"] = hook_us(str(path), 200 if options.quick else 2000)
+                print(f"hook_us {figures['hook_us']:.1f}", flush=True)
+            measure("control", decode, trees, None, pairs["decode"])
+            tap = hydrophone.attach(trees[0], SITE, name="smollm2", daemon=str(path))
+            for name, run in runs.items():
+                measure(name, run, trees, tap, pairs[name])
+            tap.flush()
+            sent = tap.status().streams[0]
+            assert sent["captured"] == sent["acked"], f"rows were lost: {sent}"
+            decode(trees[0])  # rows are on their way when it dies
+            sink.kill()
+            sink.wait()
+            for name, run in runs.items():
+                measure(f"{name}_daemon_killed", run, trees, tap, pairs[name])
+            status = tap.status()
+            assert not status.caught, f"exceptions were caught: {status.caught}"
+            tap.detach(timeout=0.1)
+    measured = {name: summary(pairs_found) for name, pairs_found in found.items()}
+    for name, result in measured.items():
+        figures |= {f"{name}_ratio": result.wall, f"{name}_cpu_ratio": result.cpu}
     figures["forward_ratio"] = max(measured[name].wall for name in runs)
     figures["forward_ratio_daemon_killed"] = max(measured[f"{name}_daemon_killed"].wall for name in runs)
     for name, figure in figures.items():
         print(f"{name:32} {figure:.4f}")
-    for name, found in measured.items():
-        print(f"{name}: quartiles of the pairs' ratios", *(f"{quartile:.3f}" for quartile in found.spread))
+    for name, result in measured.items():
+        print(f"{name}: quartiles of the pairs' ratios", *(f"{quartile:.3f}" for quartile in result.spread))
     print(f"rows captured {status.streams[0]['captured']}, dropped {status.dropped}, sample rate {status.rate}")
     if options.json:
         report = {
