@@ -59,11 +59,13 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "error: $(PYTHON) cannot make one; Debian: apt install python3-venv" >&2; exit 1; }
 
 # A stamp is newer than what it was installed from, so that the second time is quick.
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+INSTALLED_FROM := pyproject.toml constraints.txt hatch_build.py daemon/hydrophoned/learn/kernels/cpu.cpp
+
+$(VENV)/.demo: $(INSTALLED_FROM) | $(BIN)/python
 	$(call install,demo)
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: $(INSTALLED_FROM) | $(BIN)/python
 	$(call install,dev)
 	@touch $@ $(VENV)/.demo
 

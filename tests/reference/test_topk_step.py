@@ -1,7 +1,7 @@
 """A training step of the TopK dictionary against an independent dense autograd implementation in float64."""
 
 import torch
-from hydrophoned.learn.topk import TopKConfig, TopKDictionary
+from hydrophoned.learn.sae import DictionaryConfig, SparseAutoencoder
 
 DTYPE = torch.float64
 
@@ -9,7 +9,7 @@ DTYPE = torch.float64
 class DenseTopK:
     """The same loss written densely, with autograd and a per-latent Adam written out, nothing shared."""
 
-    def __init__(self, dictionary: TopKDictionary) -> None:
+    def __init__(self, dictionary: SparseAutoencoder) -> None:
         c = dictionary.config
         self.config = c
         self.W_enc, self.W_dec = dictionary.W_enc.clone(), dictionary.W_dec.clone()
@@ -82,10 +82,10 @@ class DenseTopK:
 
 def make(**settings):
     generator = torch.Generator().manual_seed(1)
-    config = TopKConfig(
+    config = DictionaryConfig(
         **({"width": 24, "features": 96, "k": 5, "dead_after_rows": 10**9, "revive_every_rows": 10**9} | settings)
     )
-    dictionary = TopKDictionary(config, generator=generator, dtype=DTYPE)
+    dictionary = SparseAutoencoder(config, generator=generator, dtype=DTYPE)
     x = torch.randn(8, 200, 24, generator=generator, dtype=DTYPE)
     dictionary.initialise(x[0])
     dictionary.b_enc.normal_(0, 0.1, generator=generator)
@@ -132,7 +132,7 @@ def test_report_is_of_the_state_before_the_step():
 def test_float32_with_low_precision_products_follows_float64():
     exact, x = make(features=256, k=8)
     config = exact.config
-    fast = TopKDictionary(config, generator=torch.Generator().manual_seed(2))
+    fast = SparseAutoencoder(config, generator=torch.Generator().manual_seed(2))
     state = {k: v.float() if getattr(v, "is_floating_point", bool)() else v for k, v in exact.state_dict().items()}
     fast.load_state(state)
     for _ in range(5):

@@ -19,14 +19,14 @@ class StepReport(NamedTuple):
     """What one training step saw, before it changed anything.
 
     ``fvu`` is the fraction of variance unexplained on the batch, ``l0`` the mean number of active features per row,
-    ``dead_fraction`` the share of features silent for ``dead_after_rows`` rows, ``revived`` how many dead features
-    the step set anew.
+    ``dead_fraction`` the share of features silent for ``dead_after_rows`` rows: scalars on the dictionary's device,
+    so that nobody waits for it who does not read them. ``revived`` is how many dead features the step set anew.
     """
 
     rows: int
-    fvu: float
-    l0: float
-    dead_fraction: float
+    fvu: Tensor
+    l0: Tensor
+    dead_fraction: Tensor
     revived: int
 
 

@@ -15,8 +15,8 @@ from hydrophoned.learn.errors import CheckpointError, WidthMismatch
 from hydrophoned.learn.examples import TopExamples
 from hydrophoned.learn.metadata import RowMetadata
 from hydrophoned.learn.normaliser import Normaliser, SinkFilter
+from hydrophoned.learn.sae import DictionaryConfig, SparseAutoencoder
 from hydrophoned.learn.statistics import FeatureStatistics
-from hydrophoned.learn.topk import TopKConfig, TopKDictionary
 from hydrophoned.learn.window import OpenWindow
 from hydrophoned.rows import Rows
 
@@ -55,8 +55,8 @@ class StreamLearner:
         self.device = device or torch.device("cpu")
         self.features, self.k = config.features_for(width), config.k_for(width)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.dictionary = TopKDictionary(
-            TopKConfig(
+        self.dictionary = SparseAutoencoder(
+            DictionaryConfig(
                 width=width,
                 features=self.features,
                 k=self.k,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hydrophoned.learn.dictionary import Codes
 from hydrophoned.learn.errors import InvalidConfig, WidthMismatch
-from hydrophoned.learn.topk import TopKConfig, TopKDictionary
+from hydrophoned.learn.sae import DictionaryConfig, SparseAutoencoder
 
 
 def planted(n, *, d=32, atoms=48, active=3, seed=0):
@@ -18,8 +18,8 @@ def planted(n, *, d=32, atoms=48, active=3, seed=0):
 
 
 def trained(x, batch=128, **settings):
-    config = TopKConfig(**({"width": x.shape[1], "features": 128, "k": 4, "dead_after_rows": 1024} | settings))
-    dictionary = TopKDictionary(config, generator=torch.Generator().manual_seed(0))
+    config = DictionaryConfig(**({"width": x.shape[1], "features": 128, "k": 4, "dead_after_rows": 1024} | settings))
+    dictionary = SparseAutoencoder(config, generator=torch.Generator().manual_seed(0))
     dictionary.initialise(x[:1024])
     reports = [dictionary.partial_fit(x[i : i + batch]) for i in range(0, len(x) - batch + 1, batch)]
     return dictionary, reports
@@ -72,17 +72,17 @@ def test_revival_leaves_living_latents_alone():
     dictionary.silent_rows[5] = 10**6
     before = dictionary.W_dec.clone()
     error = torch.randn(128, 32, generator=torch.Generator().manual_seed(0))
-    assert dictionary._revive(x[:128], error) == 1
+    assert dictionary._revive(error) == 1
     changed = (dictionary.W_dec != before).any(1).nonzero().squeeze(1)
     assert changed.tolist() == [5]
-    assert dictionary.adam.steps[5] == 0
+    assert dictionary.latents.steps[5] == 0
 
 
 def test_same_seed_same_dictionary_and_state_round_trip_is_exact():
     x, _ = planted(12_000)
     whole, _ = trained(x)
     first, _ = trained(x[:6016])
-    second = TopKDictionary(first.config, generator=torch.Generator())
+    second = SparseAutoencoder(first.config, generator=torch.Generator())
     second.load_state({k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in first.state_dict().items()})
     second.generator.set_state(first.generator.get_state())
     for i in range(6016, len(x) - 127, 128):
@@ -109,7 +109,7 @@ def test_constant_rows_and_width_one_do_no_harm():
 
 def test_errors_name_the_value():
     with pytest.raises(InvalidConfig, match="k = 9 is outside"):
-        TopKConfig(width=4, features=8, k=9)
+        DictionaryConfig(width=4, features=8, k=9)
     x, _ = planted(1024)
     dictionary, _ = trained(x)
     with pytest.raises(WidthMismatch, match=r"\(3, 31\).*width 32"):
