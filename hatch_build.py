@@ -18,6 +18,7 @@ except ImportError:  # run as a script, outside of a build
     BuildHookInterface = object
 
 SOURCE = Path("daemon/hydrophoned/learn/kernels/cpu.cpp")
+BUILT = SOURCE.parent / "built"
 # no -ffast-math: NaN must stay NaN, and sums keep their order
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 LEVELS = {
@@ -33,11 +34,12 @@ def build(root: Path) -> tuple[list[Path], str]:
     if compiler is None:
         return [], "there is no C++ compiler"
     machine = platform.machine().lower()
+    (root / BUILT).mkdir(exist_ok=True)
     made, complaint = [], ""
     for level, flags in LEVELS.items():
         if flags and machine not in ("x86_64", "amd64"):
             continue
-        target = root / SOURCE.parent / f"_cpu_{machine}_{level}.so"
+        target = root / BUILT / f"cpu-{machine}-{level}.so"
         # not linked to OpenMP's runtime: the one that torch brings is used. Without it (macOS), one thread.
         for threads in (["-fopenmp"], []):
             partial = target.with_suffix(".new")

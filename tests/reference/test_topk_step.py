@@ -72,7 +72,8 @@ class DenseTopK:
             m_hat, v_hat = m / (1 - 0.9**t), v / (1 - 0.99**t)
             eps = 1e-12 / (1 - 0.99**t).sqrt()  # the form of the paper's end of section 2: eps beside sqrt(v)
             parameter = getattr(self, name)
-            parameter.sub_(torch.where(mask, rate * m_hat / (v_hat.sqrt() + eps), torch.zeros_like(m)))
+            own = rate * (c.encoder_rate if name in ("W_enc", "b_enc") else 1)
+            parameter.sub_(torch.where(mask, own * m_hat / (v_hat.sqrt() + eps), torch.zeros_like(m)))
         self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
         self.silent += len(x)
         self.silent[fired] = 0

@@ -78,6 +78,11 @@ class Reservoir:
         """Rows held."""
         return min(self.seen, len(self.rows))
 
+    def sample(self, count: int) -> Tensor:
+        """``count`` of the rows held, drawn with replacement [count, d]."""
+        chosen = torch.randint(self.count, (count,), generator=self._generator)
+        return self.rows[chosen.to(self.rows.device)]
+
     def update(self, x: Tensor, metadata: RowMetadata) -> None:
         """Offer rows x [n, d] with their metadata."""
         n, capacity = len(x), len(self.rows)

@@ -1,14 +1,20 @@
 """Settings of one stream's learner."""
 
 from dataclasses import dataclass
+from typing import Final, Literal, get_args
 
 from hydrophoned.learn.errors import InvalidConfig
+
+Variant = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "l1"]
+VARIANTS: Final[tuple[str, ...]] = get_args(Variant)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
     """Settings of one stream's learner; counts are in rows unless the field says otherwise."""
 
+    variant: Variant = "topk"
+    """How the active latents of a row are chosen; see ``sae``."""
     features: int = 0
     """Latents F of the dictionary; 0 means 8 times the row width."""
     k: int = 32
@@ -20,13 +26,17 @@ class LearnerConfig:
     warmup_rows: int = 2048
     """Rows collected before the dictionary is initialised from them."""
     normaliser_rows: int = 8192
-    """Rows after which mean and scale no longer move."""
-    learning_rate: float = 3e-3
+    """Rows between two checks whether mean and scale, frozen with the first dictionary, still fit."""
+    replay_share: float = 1 / 16
+    """Rows of the reservoir that are learned again, per fresh row."""
+    learn_rows_per_second: float = 0.0
+    """Most fresh rows learned from per second of the rows' own time, the others are scored only; 0 means all."""
+    learning_rate: float = 5e-3
     """Step size at the start; it falls with the square root of the rows learned."""
     sink_norm_factor: float = 5.0
     """A row whose norm exceeds this many times the running median is neither learned nor scored, but counted."""
-    dead_after_rows: int = 8192
-    """Rows after which a silent feature counts as dead."""
+    dead_after_rows: int = 0
+    """Rows after which a silent feature counts as dead; 0 means those in which the average feature fires 64 times."""
     examples_per_feature: int = 8
     """Top activating rows kept per feature."""
     reservoir_rows: int = 8192
@@ -39,13 +49,17 @@ class LearnerConfig:
     """Seed of everything random in this learner."""
 
     def __post_init__(self) -> None:
-        for name in ("k", "batch_rows", "buffer_rows", "warmup_rows", "dead_after_rows", "window_seconds"):
+        for name in ("k", "batch_rows", "buffer_rows", "warmup_rows", "window_seconds"):
             if getattr(self, name) <= 0:
                 raise InvalidConfig(f"{name} = {getattr(self, name)} must be positive")
 
     def features_for(self, width: int) -> int:
         """Number of latents for rows of this width."""
         return self.features or 8 * width
+
+    def dead_rows_for(self, width: int) -> int:
+        """``dead_after_rows``, or what 0 means for rows of this width."""
+        return self.dead_after_rows or 64 * self.features_for(width) // self.k_for(width)
 
     def k_for(self, width: int) -> int:
         """Active latents for rows of this width: a code wider than the row itself would say nothing."""

@@ -46,6 +46,11 @@ class TopExamples:
         keep, local, rank = (part[rank < self.count] for part in (keep, local, rank))
         self._merge(touched, local, rank, score[keep], value[keep], metadata.take(row[keep]))
 
+    def rescale(self, factor: float) -> None:
+        """Activations are ``factor`` times as large from now on: what is kept stays comparable with them."""
+        self.value.mul_(factor)
+        self.score.add_(math.log2(factor))
+
     def take_fresh(self) -> tuple[Tensor, Tensor]:
         """(feature, slot) of the examples that entered since the last call."""
         feature, slot = self.fresh.nonzero(as_tuple=True)

@@ -1,6 +1,7 @@
 """One stream's learner: rows in; a dictionary, closed windows, examples and a reservoir out. No clock, no I/O."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,22 +10,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hydrophoned.learn.buffers import Reservoir, ShuffleBuffer
+from hydrophoned.learn.buffers import Reservoir
 from hydrophoned.learn.config import LearnerConfig
 from hydrophoned.learn.errors import CheckpointError, WidthMismatch
 from hydrophoned.learn.examples import TopExamples
 from hydrophoned.learn.metadata import RowMetadata
-from hydrophoned.learn.normaliser import Normaliser, SinkFilter
-from hydrophoned.learn.sae import DictionaryConfig, SparseAutoencoder
+from hydrophoned.learn.normaliser import SinkFilter
 from hydrophoned.learn.statistics import FeatureStatistics
+from hydrophoned.learn.trainer import Trainer
 from hydrophoned.learn.window import OpenWindow
 from hydrophoned.rows import Rows
 
 _MIN_WARMUP_ROWS = 64
 _STALE_STAGING_US = 1_000_000
-_COUNTERS = ("rows_seen", "rows_sink", "rows_quarantined", "rows_late", "rows_scored", "rows_learned", "_last_step")
+_COUNTERS = ("rows_seen", "rows_sink", "rows_quarantined", "rows_late", "rows_scored", "_last_step")
 _LAST = ("last_fvu", "last_l0", "last_mean_norm")
-_PARTS = ("dictionary", "normaliser", "sinks", "statistics", "examples", "buffer", "reservoir", "window")
+_PARTS = (
+    "dictionary",
+    "normaliser",
+    "sinks",
+    "statistics",
+    "examples",
+    "buffer",
+    "reservoir",
+    "trainer",
+    "window",
+)
 
 
 class Encoded(NamedTuple):
@@ -55,27 +66,15 @@ class StreamLearner:
         self.device = device or torch.device("cpu")
         self.features, self.k = config.features_for(width), config.k_for(width)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.dictionary = SparseAutoencoder(
-            DictionaryConfig(
-                width=width,
-                features=self.features,
-                k=self.k,
-                learning_rate=config.learning_rate,
-                dead_after_rows=config.dead_after_rows,
-            ),
-            generator=self.generator,
-            device=self.device,
-        )
-        self.normaliser = Normaliser(width, config.normaliser_rows, self.device)
         self.sinks = SinkFilter(config.sink_norm_factor, self.device)
         self.statistics = FeatureStatistics(self.features, self.device)
         self.examples = TopExamples(self.features, config.examples_per_feature, self.device)
-        self.buffer = ShuffleBuffer(width, config.buffer_rows, config.batch_rows, self.generator, self.device)
         self.reservoir = Reservoir(width, config.reservoir_rows, self.generator, self.device)
+        self.trainer = Trainer(width, config, self.reservoir, self.generator, self.device)
+        self.dictionary, self.normaliser = self.trainer.dictionary, self.trainer.normaliser
+        self.buffer = self.trainer.buffer
         self.window = OpenWindow(stream_key, int(config.window_seconds * 1e6), width)
-        self.dictionary_version = 0
         self.rows_seen = self.rows_sink = self.rows_quarantined = self.rows_late = self.rows_scored = 0
-        self.rows_learned = 0
         self.last_fvu: float | None = None
         self.last_l0: float | None = None
         self.last_mean_norm: float | None = None
@@ -114,23 +113,38 @@ class StreamLearner:
         if now - self._last_step > patience:
             self._last_step = now
             if not self.dictionary_version and self.buffer.count >= _MIN_WARMUP_ROWS:
-                self._initialise()
+                self.trainer.publish()
             elif self.dictionary_version and self.buffer.count >= self.config.batch_rows:
-                self._train(self.buffer.draw(self.config.batch_rows))
+                self._learn(lambda: self.trainer.train_some(self.config.batch_rows))
 
     def flush(self) -> None:
         """Handle and learn everything held back, and close the window."""
         self._process_staged()
         if not self.dictionary_version and self.buffer.count >= _MIN_WARMUP_ROWS:
-            self._initialise()
+            self.trainer.publish()
         while self.dictionary_version and self.buffer.count:
-            self._train(self.buffer.draw(self.config.batch_rows))
+            self._learn(lambda: self.trainer.train_some(self.config.batch_rows))
         self._close_window(early=True)
 
     def take_closed(self) -> list[dict[str, pa.RecordBatch]]:
         """Windows closed since the last call: record batches by table name."""
         closed, self._closed = self._closed, []
         return closed
+
+    @property
+    def dictionary_version(self) -> int:
+        """0 before there is a dictionary; rises when its meaning is transformed."""
+        return self.trainer.version
+
+    @property
+    def rows_learned(self) -> int:
+        """Fresh rows that went through a training step."""
+        return self.trainer.rows_learned
+
+    @property
+    def dead_rows(self) -> int:
+        """Rows after which a silent feature counts as dead."""
+        return self.config.dead_rows_for(self.width)
 
     # -- questions ----------------------------------------------------------------------------------------------
 
@@ -141,7 +155,7 @@ class StreamLearner:
         rows = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
         norms = rows.norm(dim=1)
         finite = norms.isfinite()
-        codes = self.dictionary.encode(self.normaliser.apply(torch.where(finite[:, None], rows, 0.0)))
+        codes = self.dictionary.encode(self.normaliser.apply(torch.where(finite[:, None], rows, 0.0)), exact=True)
         order = codes.value.argsort(dim=1, descending=True)
         index = codes.index.gather(1, order).masked_fill(~finite[:, None], -1)
         value = codes.value.gather(1, order).masked_fill(~finite[:, None], 0.0)
@@ -151,7 +165,7 @@ class StreamLearner:
     def status(self) -> dict[str, Any]:
         """Figures of the stream as it stands; unknown is None."""
         scored = self.rows_scored > 0
-        dead = self.statistics.dead_fraction(self.config.dead_after_rows) if scored else None
+        dead = self.statistics.dead_fraction(self.dead_rows) if scored else None
         return {
             "rows_seen": self.rows_seen,
             "rows_sink": self.rows_sink,
@@ -173,6 +187,13 @@ class StreamLearner:
             "sink_norm_factor": self.sinks.factor,
             "reservoir_rows": self.reservoir.count,
             "features_revived": self.dictionary.rows_revived_total,
+            "rows_skipped": self.trainer.rows_skipped,
+            "rows_replayed": self.trainer.rows_replayed,
+            "changes": self.trainer.changes,
+            "transforms": len(self.normaliser.transforms),
+            "learning_rate": self.dictionary.learning_rate,
+            "variant": self.config.variant,
+            "rows_full": int(self.dictionary.rows_full),
         }
 
     # -- state --------------------------------------------------------------------------------------------------
@@ -182,7 +203,7 @@ class StreamLearner:
         self._process_staged()
         return {
             "learner": {name: getattr(self, name) for name in _COUNTERS}
-            | {"generator": self.generator.get_state(), "dictionary_version": self.dictionary_version}
+            | {"generator": self.generator.get_state()}
             | {name: getattr(self, name) for name in _LAST if getattr(self, name) is not None},
             **{name: getattr(self, name).state_dict() for name in _PARTS},
         }
@@ -200,7 +221,6 @@ class StreamLearner:
                 setattr(self, name, int(own[name]))
             for name in _LAST:
                 setattr(self, name, own.get(name))
-            self.dictionary_version = int(own["dictionary_version"])
             self.generator.set_state(own["generator"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
@@ -248,18 +268,28 @@ class StreamLearner:
             x, norms, metadata = x[keep], norms[keep], metadata.take(keep)
         if not len(x):
             return
-        self.normaliser.update(x)
-        self.reservoir.update(x, metadata)
-        y = self.normaliser.apply(x)
+        y = self.trainer.apply(x)
         if self.dictionary_version:
             self._score(y, norms, metadata)
-        for batch in self.buffer.push(y):
-            if not self.dictionary_version:
-                self._initialise()
-            self._train(batch)
-        if not self.dictionary_version and self.buffer.count >= self.config.warmup_rows:
-            self._initialise()
+        self.reservoir.update(x, metadata)  # after scoring, before learning: what is replayed has been scored
+        self._learn(lambda: self.trainer.take(x, y, int(metadata.time.max())))
         self._last_step = max(self._last_step, int(metadata.time.max()))
+        self._renormalise(x)
+
+    def _learn(self, step: Callable[[], None]) -> None:
+        before = self.rows_learned
+        step()
+        self.window.rows_learned += self.rows_learned - before
+
+    def _renormalise(self, x: Tensor) -> None:
+        """Let the trainer adapt mean and scale; the window ends there, so that each is of one transform."""
+        if self.normaliser.frozen:
+            self.normaliser.update(x)
+        done = self.trainer.renormalise()
+        if done is None:
+            return
+        self._close_window(early=True)
+        self.examples.rescale(done.factor)
 
     def _score(self, y: Tensor, norms: Tensor, metadata: RowMetadata) -> None:
         codes = self.dictionary.encode(y)
@@ -268,21 +298,13 @@ class StreamLearner:
         self.examples.update(codes, metadata, self.rows_scored)
         self.window.add_scores(y, error, norms, active=int((codes.value > 0).sum()))
         self.rows_scored += len(y)
+        self.trainer.observe(_fvu(error, y), len(y))
         self.last_fvu, self.last_l0, self.last_mean_norm = self.window.fvu, self.window.l0, self.window.mean_norm
-
-    def _initialise(self) -> None:
-        self.dictionary.initialise(self.buffer.content)
-        self.dictionary_version = 1
-
-    def _train(self, batch: Tensor) -> None:
-        self.dictionary.partial_fit(batch)
-        self.rows_learned += len(batch)
-        self.window.rows_learned += len(batch)
 
     def _close_window(self, *, early: bool = False) -> None:
         if self.window.end is None:
             return
-        dead = self.statistics.dead_fraction(self.config.dead_after_rows) if self.rows_scored else None
+        dead = self.statistics.dead_fraction(self.dead_rows) if self.rows_scored else None
         self._closed.append(
             self.window.close(
                 self.statistics,
@@ -294,6 +316,12 @@ class StreamLearner:
             )
         )
         self.statistics.reset_window()
+
+
+def _fvu(error: Tensor, y: Tensor) -> float:
+    """Of one chunk, over the distance from its own mean; nan without variance."""
+    variance = float((y - y.mean(0)).square().sum())
+    return float(error.square().sum()) / variance if variance > 0 else math.nan
 
 
 def _to_float(rows: Rows, device: torch.device) -> Tensor:

@@ -1,30 +1,38 @@
 """Running mean and scale of a stream, and the rule that sets attention-sink rows apart."""
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+
+_TRANSFORMS: Final = 16
+_CONSTANT: Final = 1e-30
 
 
 class Normaliser:
     """y = (x - mean) * scale, so that rows have mean squared norm d.
 
-    Mean and scale are running moments (Chan et al. 1983, pairwise update, in float64) of the first ``freeze_after``
-    rows; then they stay, since a dictionary is only valid for the transform it was learned under.
+    Mean and scale are running moments (Chan et al. 1983, pairwise update, in float64) until they are frozen: a
+    dictionary is only valid for the transform it was learned under. Afterwards the moments of every ``check_rows``
+    rows are compared with it; they replace it (:meth:`renew`) only when rows have left it far behind, and
+    ``transforms`` records that: the row count and the mean and scale that were in force until then.
     """
 
-    def __init__(self, width: int, freeze_after: int, device: torch.device) -> None:
-        self.freeze_after = freeze_after
+    def __init__(self, width: int, check_rows: int, device: torch.device) -> None:
+        self.check_rows = check_rows
+        self.frozen = False
+        self.seen = 0
         self.count = 0
-        self.mean = torch.zeros(width, dtype=torch.float64, device=device)
-        self.spread = torch.zeros((), dtype=torch.float64, device=device)  # sum of squared distances from the mean
-        self._mean = self.mean.float()
+        self._running_mean = torch.zeros(width, dtype=torch.float64, device=device)
+        self._spread = torch.zeros((), dtype=torch.float64, device=device)  # sum of squared distances from the mean
+        self.transforms: list[tuple[int, Tensor, float]] = []
+        self._mean = self._running_mean.float()
         self._scale = 1.0
 
     @property
-    def frozen(self) -> bool:
-        """True once ``freeze_after`` rows were seen."""
-        return self.count >= self.freeze_after
+    def mean(self) -> Tensor:
+        """What is taken from a row, float32 [d]."""
+        return self._mean
 
     @property
     def scale(self) -> float:
@@ -32,17 +40,46 @@ class Normaliser:
         return self._scale
 
     def update(self, x: Tensor) -> None:
-        """Take in rows x [n, d]; does nothing once frozen."""
-        if self.frozen or not len(x):
+        """Take in rows x [n, d]; once frozen, only for the next check."""
+        if not len(x):
             return
         rows = x.double()
         n, mean = len(rows), rows.mean(0)
-        delta = mean - self.mean
+        delta = mean - self._running_mean
         total = self.count + n
-        self.spread += (rows - mean).square().sum() + delta.square().sum() * (self.count * n / total)
-        self.mean += delta * (n / total)
+        self._spread += (rows - mean).square().sum() + delta.square().sum() * (self.count * n / total)
+        self._running_mean += delta * (n / total)
         self.count = total
-        self._derive()
+        self.seen += n
+        if not self.frozen:
+            self._derive()
+
+    def freeze(self) -> None:
+        """Keep mean and scale as they are."""
+        self.frozen = True
+        self._begin_check()
+
+    def renew(self) -> tuple[Tensor, float] | None:
+        """(shift [d], factor) of y' = (y - shift) * factor when the rows since the last check call for a new transform.
+
+        They do when their variance is more than twice or less than half of what it was, or their mean has moved by more
+        than half of the standard deviation. None otherwise, and before ``check_rows`` rows.
+        """
+        if not self.frozen or self.count < self.check_rows:
+            return None
+        if float(self._spread) < _CONSTANT * self.count:
+            self._begin_check()
+            return None
+        old_mean, old_scale = self._mean, self._scale
+        moved = float((self._running_mean.float() - old_mean).square().sum()) * old_scale**2 / len(old_mean)
+        variance = float(self._spread) / self.count * old_scale**2 / len(old_mean)
+        renewed = None
+        if not 0.5 <= variance <= 2 or moved > 0.25:
+            self._derive()
+            self.transforms = [*self.transforms[1 - _TRANSFORMS :], (self.seen, old_mean, old_scale)]
+            renewed = (self._mean - old_mean) * old_scale, self._scale / old_scale
+        self._begin_check()
+        return renewed
 
     def apply(self, x: Tensor) -> Tensor:
         """Normalised rows [n, d], float32."""
@@ -54,20 +91,47 @@ class Normaliser:
 
     def state_dict(self) -> dict[str, Any]:
         """State to go on exactly."""
-        return {"mean": self.mean, "spread": self.spread, "count": self.count}
+        recorded = {}
+        if self.transforms:
+            seen, means, scales = zip(*self.transforms, strict=True)
+            recorded = {
+                "transforms.seen": torch.tensor(seen),
+                "transforms.mean": torch.stack(means),
+                "transforms.scale": torch.tensor(scales, dtype=torch.float64),
+            }
+        return {
+            "running_mean": self._running_mean,
+            "spread": self._spread,
+            "count": self.count,
+            "seen": self.seen,
+            "frozen": int(self.frozen),
+            "mean": self._mean,
+            "scale": self._scale,
+            **recorded,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over a state of :meth:`state_dict`."""
-        self.mean.copy_(state["mean"])
-        self.spread.copy_(state["spread"])
-        self.count = int(state["count"])
-        self._derive()
+        self._running_mean.copy_(state["running_mean"])
+        self._spread.copy_(state["spread"])
+        self.count, self.seen, self.frozen = int(state["count"]), int(state["seen"]), bool(state["frozen"])
+        self._mean = state["mean"].to(self._mean).clone()
+        self._scale = float(state["scale"])
+        self.transforms = []
+        if "transforms.seen" in state:
+            columns = (state["transforms.seen"].tolist(), state["transforms.mean"], state["transforms.scale"].tolist())
+            self.transforms = list(zip(*columns, strict=True))
+
+    def _begin_check(self) -> None:
+        self.count = 0
+        self._running_mean.zero_()
+        self._spread.zero_()
 
     def _derive(self) -> None:
-        self._mean = self.mean.float()
-        variance = float(self.spread) / max(self.count, 1)
+        self._mean = self._running_mean.float()
+        variance = float(self._spread) / max(self.count, 1)
         # a constant stream has no scale: leave it as it is rather than divide by zero
-        self._scale = (len(self.mean) / variance) ** 0.5 if variance > 1e-30 else 1.0
+        self._scale = (len(self._running_mean) / variance) ** 0.5 if variance > _CONSTANT else 1.0
 
 
 class SinkFilter:

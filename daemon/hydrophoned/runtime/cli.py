@@ -1,4 +1,4 @@
-"""The daemon's own commands: ``hydrophoned serve`` and ``hydrophoned config``.
+"""The daemon's own commands: ``hydrophoned serve``, ``hydrophoned config`` and ``hydrophoned dictionary``.
 
 Exit status: 0 well, 1 it cannot run (an address in use, a store it cannot open), 2 wrong usage or configuration.
 """
@@ -16,6 +16,7 @@ from hydrophone_schemas import __version__
 
 from hydrophoned.runtime import logs, systemd
 from hydrophoned.runtime.config import Config, config_path, load_config, load_with_origins
+from hydrophoned.runtime.dictionary_cli import app as dictionary_app
 from hydrophoned.runtime.errors import ConfigError
 from hydrophoned.runtime.settings_page import as_document, as_toml
 
@@ -28,6 +29,7 @@ MISCONFIGURED = 2
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at the configuration.")
 app.add_typer(config_app, name="config")
+app.add_typer(dictionary_app, name="dictionary")
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="TOML file; else $HYDROPHONE_CONFIG, else none.")

@@ -13,7 +13,7 @@ from hydrophone_schemas.places import DEFAULT_HTTP, parse_address, user_socket
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from hydrophoned.learn.config import LearnerConfig
+from hydrophoned.learn.config import LearnerConfig, Variant
 
 PREFIX: Final = "HYDROPHONE_"
 """What the environment variables of all settings begin with."""
@@ -157,19 +157,28 @@ class HttpConfig(Section):
 class LearnFields(Section):
     """Settings of a learner; every one can be overridden by stream."""
 
+    variant: Variant = Field("topk", description="how the active features of a row are chosen")
     features: int = Field(0, ge=0, le=1 << 20, description="features of a dictionary; 0 means 8 times the row width")
     k: int = Field(32, ge=1, le=4096, description="active features per row")
     batch_rows: int = Field(512, ge=1, le=65_536, description="rows of one training step")
     buffer_rows: int = Field(4096, ge=1, le=1 << 20, description="rows of the shuffle buffer; at least batch_rows")
     warmup_rows: int = Field(2048, ge=1, le=1 << 20, description="rows from which a dictionary is initialised")
-    normaliser_rows: int = Field(8192, ge=1, le=10**12, description="rows after which mean and scale no longer move")
+    normaliser_rows: int = Field(8192, ge=1, le=10**12, description="rows between two checks of mean and scale")
+    replay_share: float = Field(
+        1 / 16, ge=0, le=1, description="rows of the uniform sample that are learned again, per fresh row"
+    )
+    learn_rows_per_second: float = Field(
+        0.0, ge=0, description="most rows learned from per second; the others are scored only; 0 means all"
+    )
     learning_rate: float = Field(
-        3e-3, gt=0, lt=1, description="step size at the start; it falls with the square root of the rows learned"
+        5e-3, gt=0, lt=1, description="step size at the start; it falls with the square root of the rows learned"
     )
     sink_norm_factor: float = Field(
         5.0, gt=1, description="rows beyond this multiple of the running median norm are counted apart and not learned"
     )
-    dead_after_rows: int = Field(8192, ge=1, le=10**12, description="rows after which a silent feature counts as dead")
+    dead_after_rows: int = Field(
+        0, ge=0, le=10**12, description="rows after which a silent feature counts as dead; 0 means 64 features / k"
+    )
     examples_per_feature: int = Field(8, ge=0, le=100, description="top activating rows kept per feature")
     reservoir_rows: int = Field(8192, ge=0, le=1 << 20, description="rows of the uniform sample of raw rows")
     window_seconds: float = Field(10.0, ge=1, le=3600, description="length of a statistics window, in seconds")

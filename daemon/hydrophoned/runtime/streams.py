@@ -143,7 +143,7 @@ class StreamRegistry:
                     "to new streams",
                     *(spec.id, saved["features"], saved["k"], config.features, config.k),
                 )
-            names = ("features", "k", "batch_rows", "buffer_rows", "reservoir_rows", "examples_per_feature")
+            names = ("variant", "features", "k", "batch_rows", "buffer_rows", "reservoir_rows", "examples_per_feature")
             config = replace(config, **{name: saved[name] for name in names})
             learner = StreamLearner(key, spec.width, config, device=self._device)
             learner.load_state(state)

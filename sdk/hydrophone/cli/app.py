@@ -62,6 +62,12 @@ def config(context: typer.Context) -> None:
     _become_daemon("config", context.args)
 
 
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def dictionary(context: typer.Context) -> None:
+    """Import, export or train dictionaries. Its commands: hydrophone dictionary --help."""
+    _become_daemon("dictionary", context.args)
+
+
 @app.command()
 def status(*, url: Url = _URL, as_json: AsJson = False) -> None:
     """Show how the daemon is: whether it is ready, what it costs, what it drops, its streams."""

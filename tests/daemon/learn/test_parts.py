@@ -156,21 +156,46 @@ def test_normaliser_equals_two_pass_moments(sizes, seed):
     for part in x.split(sizes):
         normaliser.update(part)
     wide = x.double()
-    torch.testing.assert_close(normaliser.mean, wide.mean(0), rtol=1e-12, atol=1e-9)
+    state = normaliser.state_dict()
+    torch.testing.assert_close(state["running_mean"], wide.mean(0), rtol=1e-12, atol=1e-9)
     spread = (wide - wide.mean(0)).square().sum()
-    torch.testing.assert_close(normaliser.spread, spread, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state["spread"], spread, rtol=1e-9, atol=1e-9)
     if len(x) > 5:
         y = normaliser.apply(x).double()
         assert abs(float(y.square().sum(1).mean()) - 5) < 1e-2
         torch.testing.assert_close(normaliser.invert(y.float()), x, rtol=1e-5, atol=1e-2)
 
 
-def test_normaliser_stays_once_frozen():
-    normaliser = Normaliser(2, 10, CPU)
-    normaliser.update(torch.randn(12, 2))
-    mean = normaliser.mean.clone()
-    normaliser.update(torch.randn(100, 2) + 50)
+def test_normaliser_stays_once_frozen_until_rows_have_left_it_far_behind():
+    generator = torch.Generator().manual_seed(0)
+    normaliser = Normaliser(2, 1000, CPU)
+    normaliser.update(torch.randn(12, 2, generator=generator))
+    normaliser.freeze()
+    mean, scale = normaliser.mean.clone(), normaliser.scale
+    normaliser.update(torch.randn(1000, 2, generator=generator) * 1.1)
+    assert normaliser.renew() is None
+    normaliser.update(torch.randn(999, 2, generator=generator) + 50)
+    assert normaliser.renew() is None  # not yet rows enough
     assert torch.equal(mean, normaliser.mean)
+    row = torch.randn(1, 2, generator=generator) + 50
+    before = normaliser.apply(row)
+    normaliser.update(row)
+    shift, factor = normaliser.renew()
+    torch.testing.assert_close((before - shift) * factor, normaliser.apply(row), atol=1e-4, rtol=1e-4)
+    assert abs(float(normaliser.mean.mean()) - 50) < 0.2
+    assert [(seen, s) for seen, _, s in normaliser.transforms] == [(2012, scale)]
+    other = Normaliser(2, 1000, CPU)
+    other.load_state(normaliser.state_dict())
+    assert torch.equal(other.apply(row), normaliser.apply(row))
+    assert len(other.transforms) == 1
+
+
+def test_a_stream_that_becomes_constant_keeps_its_transform():
+    normaliser = Normaliser(2, 100, CPU)
+    normaliser.update(torch.randn(100, 2, generator=torch.Generator().manual_seed(0)))
+    normaliser.freeze()
+    normaliser.update(torch.ones(200, 2))
+    assert normaliser.renew() is None
 
 
 def test_sink_filter_follows_the_median_norm():

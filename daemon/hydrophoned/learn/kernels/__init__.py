@@ -5,7 +5,9 @@ they were built; ``fused`` holds Triton kernels for CUDA. :func:`choose` picks. 
 ``plain``; the others are tested against it.
 """
 
+import importlib
 import importlib.util
+import os
 
 import torch
 
@@ -17,12 +19,15 @@ __all__ = ["Adam", "Kernels", "Latents", "Pairs", "choose", "plain"]
 
 
 def choose(device: torch.device, dtype: torch.dtype = torch.float32) -> Kernels:
-    """The kernels for this device: ``cpu`` or ``fused`` where they can be used, else ``plain``."""
-    if dtype is torch.float32:
-        if device.type == "cpu" and cpu.available():
-            return cpu
-        if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-            from hydrophoned.learn.kernels import fused  # noqa: PLC0415  Triton is there only beside CUDA
+    """The kernels for this device: ``cpu`` or ``fused`` where they can be used, else ``plain``.
 
-            return fused
+    ``HYDROPHONE_KERNELS=plain`` in the environment chooses ``plain`` anywhere.
+    """
+    if dtype is not torch.float32 or os.environ.get("HYDROPHONE_KERNELS") == "plain":
+        return plain
+    if device.type == "cpu" and cpu.available():
+        return cpu
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        fused: Kernels = importlib.import_module("hydrophoned.learn.kernels.fused")
+        return fused
     return plain

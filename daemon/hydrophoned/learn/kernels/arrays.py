@@ -80,4 +80,6 @@ class Adam(NamedTuple):
     rate: float
     beta1: float = 0.9
     beta2: float = 0.99
+    encoder: float = 1.0
+    """Step size of encoder rows and biases, in units of ``rate``."""
     eps: float = 1e-12  # gradients of a mean over n * d elements are small: eps must be far below them

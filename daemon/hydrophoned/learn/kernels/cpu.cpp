@@ -2,7 +2,7 @@
 //
 // Compiled once per instruction set (see hatch_build.py) and called through ctypes by cpu.py, which documents the
 // arguments. Plain C interface, no dependency: OpenMP's runtime is the one that torch has loaded, so that both share
-// one pool of threads. For the meaning of a step see topk.py; kernels/torch.py is the same in torch operations.
+// one pool of threads. For the meaning of a step see sae/autoencoder.py; plain.py is the same in torch operations.
 //
 // Everything is deterministic for a given number of threads: work is cut at fixed places, sums run in a fixed order.
 
@@ -140,11 +140,12 @@ void topk_rows(const T *p, const float *bias, int64_t n, int features, int k, in
                 value[i * k + j] = j < found.count ? found.value[j] : 0;
             }
             // the next row's k-th value is near this one's: aim a little below, less so while that brings too much
-            if (short_of)
+            const bool usable = found.count == k && std::isfinite(least);
+            if (short_of && usable)
                 slack = slack * 1.5f + 0.02f * std::fabs(least);
             else if (seen > 2 * k)
                 slack *= 0.9f;
-            bound = found.count == k ? least - slack : lowest;
+            bound = usable ? least - slack : lowest;
         }
     }
 }
@@ -269,7 +270,7 @@ inline float direction(float gradient, float &m, float &v, const Adam &adam) {
 
 extern "C" {
 
-int hydrophone_kernels_version() { return 1; }
+int hydrophone_kernels_version() { return 2; }
 
 void hydrophone_topk(const void *p, int half, const float *bias, int64_t n, int features, int k, int32_t *index,
                      float *value, int threads) {
@@ -323,8 +324,8 @@ void hydrophone_reconstruct(const int64_t *offsets, const int32_t *index, const 
 // Returns 0, or 1 when there was no memory for the sorted pairs.
 int hydrophone_update(const int64_t *offsets, const int32_t *index, const float *value, const float *slope,
                       const float *h, const float *x, int64_t segments, int groups, int width, int features,
-                      float scale, float rate, float beta1, float beta2, float eps, int train_bias, float *w_dec,
-                      float *w_enc, float *b_enc, uint16_t *w_half, float *m_dec, float *v_dec, float *m_enc, float *v_enc,
+                      float scale, float rate, float encoder_rate, float beta1, float beta2, float eps,
+                      int train_bias, float *w_dec, float *w_enc, float *b_enc, uint16_t *w_half, float *m_dec, float *v_dec, float *m_enc, float *v_enc,
                       float *m_bias, float *v_bias, int64_t *steps, int32_t *fired, float *b_dec_gradient,
                       int threads) {
     const Adam adam{beta1, beta2, eps};
@@ -381,8 +382,9 @@ int hydrophone_update(const int64_t *offsets, const int32_t *index, const float 
             // the part of a decoder gradient along its row only changes the norm, which is 1
             const float along = dot(decoder, wd, width);
             const double step = double(++steps[f]);
-            const float size = float(rate * std::sqrt(1 - std::pow(double(beta2), step)) /
-                                     (1 - std::pow(double(beta1), step)));
+            const float corrected = float(std::sqrt(1 - std::pow(double(beta2), step)) /
+                                          (1 - std::pow(double(beta1), step)));
+            const float size = rate * corrected, encoder_size = encoder_rate * corrected;
             float norm = 0;
 #pragma omp simd reduction(+ : norm)
             for (int c = 0; c < width; ++c) {
@@ -394,9 +396,9 @@ int hydrophone_update(const int64_t *offsets, const int32_t *index, const float 
 #pragma omp simd
             for (int c = 0; c < width; ++c) {
                 wd[c] *= inverse;
-                we[c] -= size * direction(scale * encoder[c], me[c], ve[c], adam);
+                we[c] -= encoder_size * direction(scale * encoder[c], me[c], ve[c], adam);
             }
-            if (train_bias) b_enc[f] -= size * direction(scale * bias, m_bias[f], v_bias[f], adam);
+            if (train_bias) b_enc[f] -= encoder_size * direction(scale * bias, m_bias[f], v_bias[f], adam);
             if (w_half)
 #pragma omp simd
                 for (int c = 0; c < width; ++c) w_half[f * width + c] = narrow(we[c]);

@@ -1,12 +1,11 @@
 """The kernels of ``plain`` as compiled loops for float32 on a CPU, called through ctypes without the GIL.
 
 They are built when the package is installed and a C++ compiler is there (``hatch_build.py``), once for each
-instruction set; without them the daemon runs on ``plain``. Set ``HYDROPHONE_KERNELS=plain`` to do without.
+instruction set; without them the daemon runs on ``plain``.
 """
 
 import ctypes
 import functools
-import os
 import platform
 from pathlib import Path
 from typing import Any, Final
@@ -17,23 +16,21 @@ from torch import Tensor
 from hydrophoned.learn.kernels import plain
 from hydrophoned.learn.kernels.arrays import Adam, Latents, Pairs
 
-VERSION: Final = 1
+VERSION: Final = 2
 _LEVELS: Final = {"AVX512": ("v4", "v3", "base"), "AVX2": ("v3", "base")}
 
 
 @functools.cache
 def available() -> bool:
-    """Whether compiled kernels for this machine were built, and are not switched off."""
+    """Whether compiled kernels for this machine were built."""
     return _library() is not None
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    if os.environ.get("HYDROPHONE_KERNELS") == "plain":
-        return None
     levels = _LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("base",))
     for level in levels:
-        path = Path(__file__).parent / f"_cpu_{platform.machine().lower()}_{level}.so"
+        path = Path(__file__).parent / "built" / f"cpu-{platform.machine().lower()}-{level}.so"
         if path.exists():
             _share_openmp()
             library = ctypes.CDLL(str(path))
@@ -63,7 +60,7 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.hydrophone_above_fill.restype = None
     library.hydrophone_reconstruct.argtypes = [*[pointer] * 5, size, integer, integer, *[pointer] * 3, integer]
     library.hydrophone_reconstruct.restype = None
-    numbers = [size, integer, integer, integer, *[real] * 5]
+    numbers = [size, integer, integer, integer, *[real] * 6]
     library.hydrophone_update.argtypes = [*[pointer] * 6, *numbers, integer, *[pointer] * 13, integer]
     library.hydrophone_update.restype = integer
     return library
@@ -121,7 +118,7 @@ def update(
     parameters = (latents.W_dec, latents.W_enc, latents.b_enc, latents.W_half)
     moments = (latents.m_dec, latents.v_dec, latents.m_enc, latents.v_enc, latents.m_bias, latents.v_bias)
     sizes = (len(pairs.offsets) - 1, groups, d, F)
-    constants = (scale, adam.rate, adam.beta1, adam.beta2, adam.eps, int(train_bias))
+    constants = (scale, adam.rate, adam.rate * adam.encoder, adam.beta1, adam.beta2, adam.eps, int(train_bias))
     inputs = (*pairs, slope.contiguous(), h.contiguous(), x.contiguous())
     if _run("update", *inputs, *sizes, *constants, *parameters, *moments, latents.steps, fired, gradient):
         raise MemoryError(f"no memory to order {len(pairs.index)} active pairs by latent")

@@ -120,13 +120,14 @@ def _step(
     rows = latents.W_dec[where]
     g_dec.addcmul_(rows, (g_dec * rows).sum(1, keepdim=True), value=-1)
     rows.addcmul_(_direction(latents.m_dec, latents.v_dec, where, g_dec, touched, adam), step)
-    rows.div_(rows.norm(dim=1, keepdim=True).clamp_min_(1e-12))
+    norms = rows.norm(dim=1, keepdim=True).clamp_min_(1e-12)
+    rows.div_(norms if touched is None else torch.where(touched[:, None] > 0, norms, 1.0))
     encoder = latents.W_enc[where]
-    encoder.addcmul_(_direction(latents.m_enc, latents.v_enc, where, g_enc, touched, adam), step)
+    encoder.addcmul_(_direction(latents.m_enc, latents.v_enc, where, g_enc, touched, adam), step * adam.encoder)
     if touched is None:  # rows and encoder are copies then, else views that were written in place
         latents.W_dec[where], latents.W_enc[where] = rows, encoder
     if train_bias:
-        move = _direction(latents.m_bias, latents.v_bias, where, g_bias, touched, adam) * size
+        move = _direction(latents.m_bias, latents.v_bias, where, g_bias, touched, adam) * (size * adam.encoder)
         latents.b_enc[where] = latents.b_enc[where] - move
     if latents.W_half is not None:
         latents.W_half[where] = encoder.bfloat16()

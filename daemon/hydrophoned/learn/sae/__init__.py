@@ -4,7 +4,8 @@
 says which pairs of row and latent are active, what else the loss holds, and how its own numbers move.
 """
 
+from hydrophoned.learn.config import VARIANTS
 from hydrophoned.learn.sae.autoencoder import SparseAutoencoder
-from hydrophoned.learn.sae.config import VARIANTS, DictionaryConfig
+from hydrophoned.learn.sae.config import DictionaryConfig
 
 __all__ = ["VARIANTS", "DictionaryConfig", "SparseAutoencoder"]

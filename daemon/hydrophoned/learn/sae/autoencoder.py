@@ -16,6 +16,7 @@ Only one product is dense: p. Decoding, and the gradients of both matrices, go t
 touches only latents that have some (see ``kernels``).
 """
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -39,7 +40,7 @@ _SCALE_ROWS = 1024
 _ALIKE = 0.7
 _FEWER = 16
 _WEAKER = 0.5
-_COUNTERS = ("batches", "rows_learned", "rows_since_revival", "rows_revived_total")
+_COUNTERS = ("batches", "rows_learned", "schedule_rows", "rows_since_revival", "rows_revived_total")
 
 
 class _Step(NamedTuple):
@@ -82,8 +83,11 @@ class SparseAutoencoder:
         self.variant = _variant(config, self.device, dtype)
         self.batches = 0
         self.rows_learned = 0
+        self.schedule_rows = 0
         self.rows_since_revival = 0
         self.rows_revived_total = 0
+        self.rows_full = torch.zeros((), dtype=torch.int64, device=self.device)
+        """Encoded rows whose code had no room left; some may have had more active latents."""
         self._any_dead = False
         self._products = torch.empty(0, dtype=dtype, device=self.device)
 
@@ -104,10 +108,16 @@ class SparseAutoencoder:
         """Encoder bias [F]."""
         return self.latents.b_enc
 
-    def encode(self, x: Tensor) -> Codes:
-        """Codes of normalised rows x [n, d], float32."""
+    def encode(self, x: Tensor, *, exact: bool = False) -> Codes:
+        """Codes of normalised rows x [n, d], float32; ``exact`` takes products in float32 in any case.
+
+        Of a variant whose rows have differing numbers of active latents at most ``2 k`` are kept.
+        """
         self._check(x)
-        return self.variant.codes(self._batch(x - self.b_dec))
+        codes = self.variant.codes(self._batch(x - self.b_dec, exact=exact))
+        if codes.value.shape[1] > self.k:
+            self.rows_full += (codes.value > 0).all(1).sum()
+        return codes
 
     def decode(self, codes: Codes) -> Tensor:
         """Rows [n, d] rebuilt from codes: z W_dec + b_dec."""
@@ -119,12 +129,12 @@ class SparseAutoencoder:
     @property
     def dead(self) -> Tensor:
         """Bool [F]: latents silent for ``dead_after_rows`` rows."""
-        return self.silent_rows >= self.config.dead_after_rows
+        return self.silent_rows >= self.config.dead_rows
 
     @property
     def learning_rate(self) -> float:
         """Step size in force."""
-        decay = float((1 + self.rows_learned / self.config.decay_rows) ** -0.5)
+        decay = float((1 + self.schedule_rows / self.config.decay_rows) ** -0.5)
         return self.config.learning_rate * max(decay, self.config.learning_rate_floor)
 
     # -- learning -----------------------------------------------------------------------------------------------
@@ -160,11 +170,14 @@ class SparseAutoencoder:
         """One step on normalised rows x [n, d]; the report is of the state before it."""
         self._check(x)
         n, d = x.shape
+        if not n:
+            unknown = torch.full((), math.nan, dtype=x.dtype)
+            return StepReport(0, unknown, unknown, self.dead.sum() / self.features, 0)
         step = self._forward(x)
         pairs, h, groups = step.pairs, step.h, self.variant.groups
         fvu = _fvu(step.error, x)
         l0 = (pairs.value > 0).sum() / n
-        adam = Adam(self.learning_rate)
+        adam = Adam(self.learning_rate, encoder=self.config.encoder_rate)
         scale = 2 / (n * d)
         gradient = self.variant.backward(step.batch, pairs, step.slope, step.centred, adam)
         reached, fired = self.kernels.update(
@@ -178,6 +191,8 @@ class SparseAutoencoder:
             groups=groups,
             train_bias=gradient.train_bias,
         )
+        if not self.variant.bounded:  # among the pairs are latents that were close to firing, or open with magnitude 0
+            fired = torch.zeros_like(fired).index_add_(0, pairs.index, (pairs.value > 0).to(fired.dtype))
         self._step_b_dec(reached.add_(h.view(n, groups, d)[:, 0].sum(0), alpha=scale), adam)
         dead = self.dead
         if (
@@ -194,7 +209,18 @@ class SparseAutoencoder:
             revived = self._revive(step.error)
         self.batches += 1
         self.rows_learned += n
+        self.schedule_rows += n
         return StepReport(n, fvu, l0, dead.sum() / self.features, revived)
+
+    def quicken(self, share: float) -> None:
+        """Raise the step size to ``share`` of its start, from where it falls again; does nothing where it is larger."""
+        self.schedule_rows = min(self.schedule_rows, int(self.config.decay_rows * (share**-2 - 1)))
+
+    def transform_input(self, shift: Tensor, factor: float) -> None:
+        """Say the same of rows (y - shift) * factor: indices and directions stay, values are ``factor`` as large."""
+        self.b_dec.sub_(shift).mul_(factor)
+        self.b_enc.mul_(factor)
+        self.variant.rescale(factor)
 
     def loss(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean |y_hat - y|^2 / d over rows x (over nested prefixes too), and its gradients as a step would use them.
@@ -211,7 +237,11 @@ class SparseAutoencoder:
             self.latents, step.pairs, gradient.slope, step.h, step.centred, scale=scale, groups=groups
         )
         b_dec = scale * step.h.view(n, groups, d)[:, 0].sum(0) - bias @ self.W_enc
-        return step.error.square().sum() / (n * d), {"W_dec": dec, "W_enc": enc, "b_enc": bias, "b_dec": b_dec}
+        suffixes = step.h.view(n, groups, d) * groups  # sums of the prefixes' errors from behind
+        errors = suffixes - torch.cat([suffixes[:, 1:], suffixes.new_zeros(n, 1, d)], 1)
+        b_enc = bias if gradient.bias is None else gradient.bias
+        loss = errors.square().sum() / (groups * n * d)
+        return loss, {"W_dec": dec, "W_enc": enc, "b_enc": b_enc, "b_dec": b_dec}
 
     def _forward(self, x: Tensor) -> _Step:
         centred = x - self.b_dec
@@ -226,10 +256,9 @@ class SparseAutoencoder:
             return
         n = min(len(step.error), self.config.aux_rows)
         k = min(self.config.aux_k, len(latents))
-        p = step.batch.p[:n].index_select(1, latents).to(step.error.dtype) + self.b_enc[latents]
-        value, local = p.topk(k, dim=1, sorted=False)
-        offsets = torch.arange(0, n * k + 1, k, device=p.device)
-        pairs = Pairs(offsets, latents[local].view(-1).to(torch.int32), value.view(-1))
+        local, value = self.kernels.topk(step.batch.p[:n].index_select(1, latents), self.b_enc[latents], k)
+        offsets = torch.arange(0, n * k + 1, k, device=local.device)
+        pairs = Pairs(offsets, latents[local.long()].view(-1).to(torch.int32), value.view(-1))
         residual = -step.error[:n]  # e = y - y_hat, held fixed: dead latents fit what is missing, and move nothing else
         miss, _, slope = self.kernels.reconstruct(pairs, self.W_dec, residual)
         # comparable with the main loss, whose gradient carries 2 / (n d): both are per normalised unit of variance
@@ -267,7 +296,8 @@ class SparseAutoencoder:
         norm = torch.linalg.vector_norm(self.W_enc, dim=1)[some].mean() * (1 if self.variant.bounded else _WEAKER)
         self.W_dec.index_copy_(0, latents, direction)
         self.W_enc.index_copy_(0, latents, direction * norm)
-        self.b_enc[latents] = 0.0 if self.variant.bounded else self.b_enc[some].median()
+        alive = not self.variant.bounded and bool(living.any())
+        self.b_enc[latents] = self.b_enc[living].median() if alive else 0.0
         self.variant.revive(latents, living)
         self.latents.forget(latents)
         self.silent_rows[latents] = 0
@@ -304,6 +334,9 @@ class SparseAutoencoder:
             if not isinstance(given, Tensor) or given.shape != tensor.shape or given.dtype != tensor.dtype:
                 what = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else repr(given)
                 raise CheckpointError(f"{name} is {what}, not {tensor.dtype} {list(tensor.shape)}")
+        for name in (*_COUNTERS, "any_dead"):
+            if not isinstance(state.get(name), int):
+                raise CheckpointError(f"{name} is {state.get(name)!r}, not a number")
         for name, tensor in own.items():
             tensor.copy_(state[name])
         for name in _COUNTERS:
@@ -327,13 +360,13 @@ class SparseAutoencoder:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _batch(self, centred: Tensor) -> Batch:
+    def _batch(self, centred: Tensor, *, exact: bool = False) -> Batch:
         """Products of centred rows with the encoder, without bias: bfloat16 where that is fast.
 
         They are valid until the next call, which writes to the same memory: taking tens of megabytes from the system
         and giving them back costs as much as the product.
         """
-        half = self.latents.W_half
+        half = None if exact else self.latents.W_half
         rows, encoder = (centred, self.W_enc) if half is None else (centred.bfloat16(), half)
         size = len(rows) * self.features
         if len(self._products) < size or self._products.dtype is not rows.dtype:
@@ -369,7 +402,8 @@ def _fvu(error: Tensor, x: Tensor) -> Tensor:
     n = len(x)
     mean = x.mean(0)
     variance = torch.linalg.vector_norm(x).square() - n * mean.square().sum()
-    return torch.linalg.vector_norm(error).square().div(variance.clamp_min(1e-12))
+    unexplained: Tensor = torch.linalg.vector_norm(error).square() / variance.clamp_min(1e-12)
+    return unexplained
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

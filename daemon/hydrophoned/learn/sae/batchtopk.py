@@ -52,7 +52,7 @@ class BatchTopK:
             least = pairs.value.min()
         else:
             return pairs
-        self.threshold.lerp_(least, _NEWEST)
+        self.threshold.lerp_(least, _NEWEST)  # never negative: only positive pairs are kept
         return pairs
 
     def backward(self, batch: Batch, pairs: Pairs, slope: Tensor, target: Tensor, adam: Adam) -> Gradient:  # noqa: ARG002  same for all

@@ -76,8 +76,9 @@ class Gated:
         self.log_scale.step(summed(through * scaled), touched, adam)
         self.magnitude_bias.step(summed(through), touched, adam)
         self.gate_bias_state.value = b_enc
-        self.gate_bias_state.step(summed(gate_slope), touched, adam)
-        return Gradient(to_p, train_bias=False)
+        gate = summed(gate_slope)
+        self.gate_bias_state.step(gate, touched, adam._replace(rate=adam.rate * adam.encoder))
+        return Gradient(to_p, train_bias=False, bias=gate)
 
     def initialise(self, batch: Batch) -> None:
         """Gates that leave k per row of the first rows open."""

@@ -23,6 +23,7 @@ from hydrophoned.learn.sae.own import LatentVector, SparsityController
 from hydrophoned.learn.sae.variant import Batch, Gradient
 from hydrophoned.learn.sae.wide import quantile_for, widest
 
+_LEAST: Final = 1e-3
 _RATE: Final = 3.0
 """Step size of the thresholds, in units of the matrices': they are logarithms, and l0 has to follow in time."""
 
@@ -36,7 +37,7 @@ class JumpReLU:
     def __init__(self, config: DictionaryConfig, device: torch.device, dtype: torch.dtype) -> None:
         self.k, self.width, self.bandwidth = config.k, config.width, config.bandwidth
         self.log_threshold = LatentVector(torch.full((config.features,), -3.0, device=device, dtype=dtype))
-        self.controller = SparsityController(config.sparsity, config.k, device)
+        self.controller = SparsityController(config.sparsity, config.k, device, signed=True)
         self._p = torch.empty(0, device=device, dtype=dtype)
 
     @property
@@ -78,7 +79,7 @@ class JumpReLU:
     def initialise(self, batch: Batch) -> None:
         """One threshold for all, which k per row of the first rows exceed."""
         least = quantile_for(batch.p.float() + batch.latents.b_enc, self.k)
-        self.log_threshold.value.fill_(torch.tensor(max(least, 1e-3)).log())
+        self.log_threshold.value.fill_(torch.tensor(max(least, _LEAST)).log())
 
     def rescale(self, factor: float) -> None:
         """The thresholds scale with p."""
@@ -86,8 +87,8 @@ class JumpReLU:
 
     def revive(self, latents: Tensor, living: Tensor) -> None:
         """Begin at the median threshold of the living."""
-        threshold = self.log_threshold.value
-        self.log_threshold.forget(latents, (threshold[living] if bool(living.any()) else threshold).median())
+        some = self.log_threshold.value[living]
+        self.log_threshold.forget(latents, some.median() if len(some) else torch.tensor(_LEAST).log())
 
     def tensors(self) -> dict[str, Tensor]:
         """Thresholds and the weight of the penalty."""

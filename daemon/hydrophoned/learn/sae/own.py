@@ -9,6 +9,8 @@ from hydrophoned.learn.kernels.arrays import Adam
 
 _GAIN: Final = 0.04
 _KEEP: Final = 0.9
+_AT_ONCE: Final = 6.0
+_FARTHEST: Final = 20.0
 
 
 class LatentVector:
@@ -43,21 +45,31 @@ class LatentVector:
 class SparsityController:
     """Drives the weight of a sparsity loss until l0 is the wanted one: no constant would.
 
-    After every step the weight is multiplied by exp(0.04 * clip((l0 - k) / k, -1, 1)), with l0 smoothed by 0.9 per
-    step. On the device throughout.
+    With l0 smoothed by 0.9 per step and r = clip((l0 - k) / k, -1, 1), u moves by 0.04 r after every step and the
+    weight is start * exp(u). ``signed``, it is start * sinh(u + 6 r): it reacts to r itself, and may fall below 0, so
+    that a loss whose effect does not reverse by itself (thresholds that have risen stay) rewards activity where there
+    is too little. On the device throughout.
     """
 
-    def __init__(self, weight: float, target: int, device: torch.device) -> None:
-        self.weight = torch.tensor(weight, dtype=torch.float64, device=device)
+    def __init__(self, start: float, target: int, device: torch.device, *, signed: bool = False) -> None:
+        self.start, self.target, self.signed = start, target, signed
         self.l0 = torch.tensor(float(target), dtype=torch.float64, device=device)
-        self.target = target
+        self.level = torch.tensor(float(signed), dtype=torch.float64, device=device)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in force, a scalar."""
+        return self.start * (torch.sinh(self.level + _AT_ONCE * self._excess) if self.signed else torch.exp(self.level))
+
+    @property
+    def _excess(self) -> Tensor:
+        return ((self.l0 - self.target) / self.target).clamp(-1, 1)
 
     def observe(self, active: Tensor, rows: int) -> None:
         """``active`` pairs were active in a batch of ``rows``."""
         self.l0.mul_(_KEEP).add_((1 - _KEEP) * active / rows)
-        excess = ((self.l0 - self.target) / self.target).clamp(-1, 1)
-        self.weight.mul_(torch.exp(_GAIN * excess))
+        self.level.add_(_GAIN * self._excess).clamp_(-_FARTHEST, _FARTHEST)
 
     def tensors(self) -> dict[str, Tensor]:
         """All state, by name."""
-        return {"sparsity.weight": self.weight, "sparsity.l0": self.l0}
+        return {"sparsity.level": self.level, "sparsity.l0": self.l0}

@@ -24,11 +24,12 @@ class Batch(NamedTuple):
 class Gradient(NamedTuple):
     """Of each pair, in units of half a squared error: ``slope`` [m] reaches the encoder row through p.
 
-    ``train_bias`` is False where b_enc has been moved by the variant itself.
+    ``train_bias`` is False where b_enc has been moved by the variant itself, by the gradient ``bias`` [F].
     """
 
     slope: Tensor
     train_bias: bool = True
+    bias: Tensor | None = None
 
 
 class Variant(Protocol):
@@ -60,7 +61,7 @@ class Variant(Protocol):
         ...
 
     def rescale(self, factor: float) -> None:
-        """The encoder and its bias were multiplied by ``factor``."""
+        """All of p was multiplied by ``factor``, by way of the encoder or its input."""
         ...
 
     def revive(self, latents: Tensor, living: Tensor) -> None:

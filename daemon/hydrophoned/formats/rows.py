@@ -1,0 +1,252 @@
+"""Rows from files, streamed: NumPy (.npy, mapped into memory), Parquet, and Arrow IPC as a file or a stream.
+
+In Arrow and Parquet a row is a list of floats in one column; hydrophone's own ``activation`` column, in bfloat16 too,
+is one. However large a file is, memory holds some batches of it. Rows that are null or not finite are counted and left
+out.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+from hydrophone_schemas.activations import DTYPE_KEY, MAX_WIDTH
+from numpy.typing import NDArray
+
+from hydrophoned.formats.errors import UnreadableRows
+
+Array = NDArray[np.float32]
+_COLUMN: Final = "activation"
+
+
+class RowFile(NamedTuple):
+    """One file: ``rows`` rows of ``width`` elements; ``read(start, stop, size)`` gives float32 [up to size, width].
+
+    Null rows come as NaN. Reading raises :class:`UnreadableRows`.
+    """
+
+    path: Path
+    rows: int
+    width: int
+    read: Callable[[int, int, int], Iterator[Array]]
+
+
+class RowSource:
+    """Several files of one width; the last ``holdout`` of each file's rows is set apart. Counts what it leaves out."""
+
+    def __init__(self, paths: list[Path], *, column: str | None, holdout: float, batch_rows: int) -> None:
+        self.files = [open_rows(path, column) for path in paths]
+        self.batch_rows = batch_rows
+        self.rows_skipped = 0
+        self.width = self.files[0].width
+        for file in self.files:
+            if file.width != self.width:
+                raise UnreadableRows(
+                    f"{file.path} has rows of width {file.width}; {self.files[0].path} has {self.width}. "
+                    "A dictionary is of one width: train one for each."
+                )
+        self._ends = [file.rows - int(file.rows * holdout) for file in self.files]
+
+    @property
+    def training_rows(self) -> int:
+        """Rows of one pass, those that will be left out included."""
+        return sum(self._ends)
+
+    def training(self) -> Iterator[Array]:
+        """One pass: a batch of each file in turn, so that files of different contents are mixed."""
+        waiting = [
+            self._finite(file.read(0, end, self.batch_rows)) for file, end in zip(self.files, self._ends, strict=True)
+        ]
+        while waiting:
+            going = []
+            for batches in waiting:
+                first = list(islice(batches, 1))
+                yield from first
+                if first:
+                    going.append(batches)
+            waiting = going
+
+    def held_out(self) -> Iterator[Array]:
+        """The rows that training never sees."""
+        for file, end in zip(self.files, self._ends, strict=True):
+            yield from self._finite(file.read(end, file.rows, self.batch_rows))
+
+    def _finite(self, batches: Iterator[Array]) -> Iterator[Array]:
+        for batch in batches:
+            good = np.isfinite(batch).all(axis=1)
+            self.rows_skipped += int(len(batch) - good.sum())
+            if good.any():
+                yield batch if good.all() else batch[good]
+
+
+def open_rows(path: Path, column: str | None = None) -> RowFile:
+    """A file of rows, told by its ending: .npy, .parquet, .arrow, .arrows, .feather or .ipc.
+
+    ``column`` names the column of an Arrow or Parquet file; without it ``activation``, or the only one with lists of
+    floats. Raises :class:`UnreadableRows`.
+    """
+    kinds = {".npy": _numpy, ".parquet": _parquet} | dict.fromkeys((".arrow", ".arrows", ".feather", ".ipc"), _ipc)
+    kind = kinds.get(path.suffix.lower())
+    if kind is None:
+        raise UnreadableRows(f"{path}: the ending is none of {', '.join(kinds)}, which tell what is in a file")
+    with _reading(path):
+        file = kind(path, column)
+    if not 1 <= file.width <= MAX_WIDTH:
+        raise UnreadableRows(f"{path} has rows of width {file.width}, outside 1..{MAX_WIDTH}")
+    return file
+
+
+# -- NumPy ------------------------------------------------------------------------------------------------------------
+
+
+def _numpy(path: Path, _: str | None) -> RowFile:
+    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != "f":
+        shape = getattr(rows, "shape", "?")
+        raise UnreadableRows(f"{path} holds {rows.dtype} of shape {shape}, not rows: floats of shape [n, d]")
+
+    def read(start: int, stop: int, size: int) -> Iterator[Array]:
+        for place in range(start, stop, size):
+            yield np.array(rows[place : min(place + size, stop)], dtype=np.float32)
+
+    return RowFile(path, len(rows), rows.shape[1], read)
+
+
+# -- Arrow and Parquet ------------------------------------------------------------------------------------------------
+
+
+class _Column(NamedTuple):
+    """A column of lists: its name, how its floats are stored, and the width where the type has one."""
+
+    name: str
+    bfloat16: bool
+    width: int | None
+
+
+def _ipc(path: Path, column: str | None) -> RowFile:
+    def batches() -> Iterator[pa.RecordBatch]:
+        with pa.memory_map(str(path)) as source:
+            try:
+                reader = pa.ipc.open_file(source)
+            except pa.ArrowInvalid:  # no footer: a stream
+                source.seek(0)
+                yield from pa.ipc.open_stream(source)
+            else:
+                yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+
+    with pa.memory_map(str(path)) as source:
+        try:
+            schema = pa.ipc.open_file(source).schema
+        except pa.ArrowInvalid:
+            source.seek(0)
+            schema = pa.ipc.open_stream(source).schema
+    found = _find_column(path, schema, column)
+    return _listed(path, found, sum(batch.num_rows for batch in batches()), lambda _start, _size: (0, batches()))
+
+
+def _parquet(path: Path, column: str | None) -> RowFile:
+    with pa.parquet.ParquetFile(path) as file:
+        found, counts = _find_column(path, file.schema_arrow, column), file.metadata
+        sizes = [counts.row_group(number).num_rows for number in range(counts.num_row_groups)]
+
+    def batches(start: int, size: int) -> tuple[int, Iterator[pa.RecordBatch]]:
+        first, before = 0, 0
+        while first < len(sizes) and before + sizes[first] <= start:
+            before += sizes[first]
+            first += 1
+        return before, opened(list(range(first, len(sizes))), size)
+
+    def opened(groups: list[int], size: int) -> Iterator[pa.RecordBatch]:
+        with pa.parquet.ParquetFile(path) as file:
+            yield from file.iter_batches(size, row_groups=groups, columns=[found.name])
+
+    return _listed(path, found, sum(sizes), batches)
+
+
+def _listed(
+    path: Path, column: _Column, rows: int, batches: Callable[[int, int], tuple[int, Iterator[pa.RecordBatch]]]
+) -> RowFile:
+    """A file of record batches; ``batches(start, size)`` gives the number of the first row that it yields, and them."""
+
+    def parts(start: int, stop: int, size: int) -> Iterator[pa.Array]:
+        place, found = batches(start, size)
+        for batch in found:
+            if place >= stop:
+                return
+            for offset in range(max(start - place, 0), min(stop - place, batch.num_rows), size):
+                yield batch.column(column.name).slice(offset, min(size, stop - place - offset))
+            place += batch.num_rows
+
+    width = column.width
+    if width is None:  # the lists' own length says it: that of the first that is not null
+        lengths = (one for part in parts(0, rows, 1024) for one in part.value_lengths().drop_null()[:1].to_pylist())
+        width = next(lengths, None)
+        if width is None:
+            raise UnreadableRows(f"{path}: column {column.name!r} has no row")
+
+    def read(start: int, stop: int, size: int) -> Iterator[Array]:
+        with _reading(path):
+            for part in parts(start, stop, size):
+                yield _as_rows(path, column, part, width)
+
+    return RowFile(path, rows, width, read)
+
+
+def _find_column(path: Path, schema: pa.Schema, wanted: str | None) -> _Column:
+    brain = (schema.metadata or {}).get(DTYPE_KEY) == b"bfloat16"
+    able = {field.name: field.type for field in schema if _is_rows(field.type, brain=brain and field.name == _COLUMN)}
+    name = wanted or (_COLUMN if _COLUMN in able else next(iter(able), None))
+    if name is None or name not in able:
+        raise UnreadableRows(
+            f"{path} has no column {wanted or _COLUMN!r} of lists of floats; its columns are "
+            f"{', '.join(f'{field.name} ({field.type})' for field in schema)}"
+        )
+    if wanted is None and name != _COLUMN and len(able) > 1:
+        raise UnreadableRows(
+            f"{path} has several columns of lists of floats, {', '.join(able)}: name one with --column"
+        )
+    kind = able[name]
+    fixed = kind.list_size if pa.types.is_fixed_size_list(kind) else None
+    return _Column(name, brain and name == _COLUMN and pa.types.is_uint16(kind.value_type), fixed)
+
+
+def _is_rows(kind: pa.DataType, *, brain: bool) -> bool:
+    lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return lists and (pa.types.is_floating(kind.value_type) or (brain and pa.types.is_uint16(kind.value_type)))
+
+
+def _as_rows(path: Path, column: _Column, part: pa.Array, width: int) -> Array:
+    """Lists as float32 [n, width]; null ones as NaN."""
+    valid = np.asarray(part.is_valid())
+    present = part.drop_null()
+    lengths = np.asarray(present.value_lengths())
+    if (lengths != width).any():
+        wrong = int(lengths[lengths != width][0])
+        raise UnreadableRows(f"{path}: a row of column {column.name!r} has {wrong} elements, the first has {width}")
+    values = present.flatten().to_numpy(zero_copy_only=False)
+    if column.bfloat16:
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    rows: Array = np.full((len(part), width), np.nan, dtype=np.float32)
+    rows[valid] = values.reshape(-1, width)
+    return rows
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What the libraries say of a damaged file, with its name."""
+    try:
+        yield
+    except UnreadableRows:
+        raise
+    except (OSError, ValueError, EOFError, pa.ArrowException) as error:
+        raise UnreadableRows(f"{path} cannot be read: {error}") from error
+
+
+def passes(make: Callable[[], Iterator[Any]], count: int) -> Iterator[Any]:
+    """What ``make`` gives, ``count`` times over."""
+    return chain.from_iterable(one() for one in repeat(make, count))
