@@ -189,7 +189,7 @@ class StreamLearner:
             "features_revived": self.dictionary.rows_revived_total,
             "rows_skipped": self.trainer.rows_skipped,
             "rows_replayed": self.trainer.rows_replayed,
-            "changes": self.trainer.changes,
+            "changes": self.trainer.change.calls,
             "transforms": len(self.normaliser.transforms),
             "learning_rate": self.dictionary.learning_rate,
             "variant": self.config.variant,

@@ -13,9 +13,9 @@ from hydrophoned.learn.dictionary import StepReport
 from hydrophoned.learn.normaliser import Normaliser
 from hydrophoned.learn.sae import DictionaryConfig, SparseAutoencoder
 
-_COUNTERS: Final = ("rows_learned", "rows_skipped", "rows_replayed", "changes", "version", "_budget_time")
-_QUICKENED: Final = 0.6
-"""Share of the first step size that is in force again after a change."""
+_COUNTERS: Final = ("rows_learned", "rows_skipped", "rows_replayed", "version", "_budget_time")
+_QUICKENED: Final = 0.4
+"""After a change this share of the first step size is in force again, and as much more as log fvu has risen."""
 
 
 class Renormalised(NamedTuple):
@@ -55,7 +55,7 @@ class Trainer:
         self.change = ChangeWatch()
         self.on_step: Callable[[StepReport], None] | None = None
         self.version = 0
-        self.rows_learned = self.rows_skipped = self.rows_replayed = self.changes = 0
+        self.rows_learned = self.rows_skipped = self.rows_replayed = 0
         self._budget_time = 0
         self._budget = 0.0
 
@@ -104,9 +104,9 @@ class Trainer:
 
     def observe(self, fvu: float, rows: int) -> None:
         """Take note of the fvu of fresh rows; when it has risen for good, steps become large again."""
-        if self.change.update(fvu, rows):
-            self.changes += 1
-            self.dictionary.quicken(_QUICKENED)
+        rise = self.change.update(fvu, rows)
+        if rise:
+            self.dictionary.quicken(min(1.0, _QUICKENED + rise))
 
     def renormalise(self) -> Renormalised | None:
         """Adapt mean and scale where fresh rows have left them far behind; what was done, or None.

@@ -38,9 +38,11 @@ from hydrophoned.learn.sae.variant import Batch, Variant
 
 _SCALE_ROWS = 1024
 _ALIKE = 0.7
+_HURRY = 10
+_SOME_LATENTS = 4096
 _FEWER = 16
 _WEAKER = 0.5
-_COUNTERS = ("batches", "rows_learned", "schedule_rows", "rows_since_revival", "rows_revived_total")
+_COUNTERS = ("batches", "rows_learned", "schedule_rows", "hurry_until", "rows_since_revival", "rows_revived_total")
 
 
 class _Step(NamedTuple):
@@ -84,6 +86,7 @@ class SparseAutoencoder:
         self.batches = 0
         self.rows_learned = 0
         self.schedule_rows = 0
+        self.hurry_until = 0
         self.rows_since_revival = 0
         self.rows_revived_total = 0
         self.rows_full = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -128,8 +131,9 @@ class SparseAutoencoder:
 
     @property
     def dead(self) -> Tensor:
-        """Bool [F]: latents silent for ``dead_after_rows`` rows."""
-        return self.silent_rows >= self.config.dead_rows
+        """Bool [F]: latents silent for ``dead_rows`` rows, or half as many after a change."""
+        hurried = self.rows_learned < self.hurry_until
+        return self.silent_rows >= self.config.dead_rows // (2 if hurried else 1)
 
     @property
     def learning_rate(self) -> float:
@@ -149,9 +153,10 @@ class SparseAutoencoder:
         n, F, d = len(x), self.features, self.width
         centre = x.mean(0)
         order = torch.cat([torch.randperm(n, generator=self.generator) for _ in range(-(-F // n))])[:F].to(x.device)
-        rows = _unit(x[order] - centre)
-        noise = torch.randn(F, d, generator=self.generator, dtype=x.dtype).to(x.device) / d**0.5
-        self.W_dec.copy_(_unit(rows + noise))
+        for start in range(0, F, _SOME_LATENTS):  # a large dictionary must not need several times its own memory
+            some = order[start : start + _SOME_LATENTS]
+            noise = torch.randn(len(some), d, generator=self.generator, dtype=x.dtype).to(x.device) / d**0.5
+            self.W_dec[start : start + len(some)] = _unit(_unit(x[some] - centre) + noise)
         self.W_enc.copy_(self.W_dec)
         self.b_dec.copy_(centre)
         self.b_enc.zero_()
@@ -213,7 +218,12 @@ class SparseAutoencoder:
         return StepReport(n, fvu, l0, dead.sum() / self.features, revived)
 
     def quicken(self, share: float) -> None:
-        """Raise the step size to ``share`` of its start, from where it falls again; does nothing where it is larger."""
+        """Learn faster for a while, since rows have changed.
+
+        The step size rises to ``share`` of its start, where it is smaller, and falls again from there; latents that the
+        new rows do not need are given up after half as many silent rows.
+        """
+        self.hurry_until = self.rows_learned + _HURRY * self.config.dead_rows
         self.schedule_rows = min(self.schedule_rows, int(self.config.decay_rows * (share**-2 - 1)))
 
     def transform_input(self, shift: Tensor, factor: float) -> None:
