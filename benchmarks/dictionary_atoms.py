@@ -136,7 +136,9 @@ def _ours(report: Report, seed: int, rows: int, *, even: bool) -> dict[str, floa
     result["old_kept"] = float(kept.sum() / stayed.sum())
     result["old_same_index"] = float((kept & (index == index_after)).sum() / stayed.sum())
     result["new_above_0.9"] = _share(after[replaced])
-    report.run(part="atoms", trainer="ours", even=even, seed=seed, rows=rows, changes=ours.trainer.change.calls, **result)
+    report.run(
+        part="atoms", trainer="ours", even=even, seed=seed, rows=rows, changes=ours.trainer.change.calls, **result
+    )
     return result
 
 

@@ -296,9 +296,10 @@ class StreamLearner:
         error = self.dictionary.decode(codes).sub_(y)
         self.statistics.update(codes)
         self.examples.update(codes, metadata, self.rows_scored)
-        self.window.add_scores(y, error, norms, active=int((codes.value > 0).sum()))
+        fvu = self.window.add_scores(y, error, norms, active=int((codes.value > 0).sum()))
         self.rows_scored += len(y)
-        self.trainer.observe(_fvu(error, y), len(y))
+        if fvu is not None:
+            self.trainer.observe(fvu, len(y))
         self.last_fvu, self.last_l0, self.last_mean_norm = self.window.fvu, self.window.l0, self.window.mean_norm
 
     def _close_window(self, *, early: bool = False) -> None:
@@ -316,12 +317,6 @@ class StreamLearner:
             )
         )
         self.statistics.reset_window()
-
-
-def _fvu(error: Tensor, y: Tensor) -> float:
-    """Of one chunk, over the distance from its own mean; nan without variance."""
-    variance = float((y - y.mean(0)).square().sum())
-    return float(error.square().sum()) / variance if variance > 0 else math.nan
 
 
 def _to_float(rows: Rows, device: torch.device) -> Tensor:

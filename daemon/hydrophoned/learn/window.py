@@ -70,22 +70,24 @@ class OpenWindow:
         if len(self._requests) > 64:
             self._requests = [self._merged_requests()]
 
-    def add_scores(self, y: Tensor, error: Tensor, norms: Tensor, *, active: int) -> None:
-        """Add scored rows: normalised y [n, d], their reconstruction error [n, d], norms as captured [n]."""
+    def add_scores(self, y: Tensor, error: Tensor, norms: Tensor, *, active: int) -> float | None:
+        """Add scored rows: normalised y [n, d], their reconstruction error [n, d], norms as captured [n].
+
+        Returns the fvu of these rows alone; None below two rows or without variance.
+        """
+        squared_error, squared_norm, row_sum = _energy(error), _energy(y), y.sum(0).double().cpu()
         self.rows_scored += len(y)
-        self.squared_error += float(error.square().sum(dtype=torch.float64))
-        self.squared_norm += float(y.square().sum(dtype=torch.float64))
-        self.row_sum += y.sum(0, dtype=torch.float64).cpu()
+        self.squared_error += squared_error
+        self.squared_norm += squared_norm
+        self.row_sum += row_sum
         self.norm_sum += float(norms.sum(dtype=torch.float64))
         self.active += active
+        return _fvu(squared_error, squared_norm, row_sum, len(y))
 
     @property
     def fvu(self) -> float | None:
         """Squared error over squared distance from the window's own mean; None below two rows or without variance."""
-        if self.rows_scored < 2:
-            return None
-        variance = self.squared_norm - float(self.row_sum.square().sum()) / self.rows_scored
-        return self.squared_error / variance if variance > 1e-9 * self.squared_norm else None
+        return _fvu(self.squared_error, self.squared_norm, self.row_sum, self.rows_scored)
 
     @property
     def mean_norm(self) -> float | None:
@@ -235,3 +237,15 @@ def _batch(columns: dict[str, Any], schema: pa.Schema) -> pa.RecordBatch:
             array = array.cast(pa.int64())
         arrays.append(array.cast(field.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _energy(rows: Tensor) -> float:
+    """Sum of squares; rows' own sums in float32, the sum over rows in float64."""
+    return float(torch.linalg.vector_norm(rows, dim=1).double().square().sum())
+
+
+def _fvu(squared_error: float, squared_norm: float, row_sum: Tensor, rows: int) -> float | None:
+    if rows < 2:
+        return None
+    variance = squared_norm - float(row_sum.square().sum()) / rows
+    return squared_error / variance if variance > 1e-9 * squared_norm else None
