@@ -106,7 +106,11 @@ class ProducerReport(RestModel):
 
 
 class StreamStatus(RestModel):
-    """One stream as it stands now. Row counts are of this daemon's life, since its last start."""
+    """One stream as it stands now.
+
+    `rows_received` and `rows_dropped` are since the daemon's last start; what the learner counts goes on from its last
+    checkpoint.
+    """
 
     id: str = Field(description="name@version/site")
     stream_key: int = Field(description="the stream's key in the store's tables")
@@ -130,6 +134,17 @@ class StreamStatus(RestModel):
     )
     rows_scored: Count | None = Field(default=None, description="rows behind fvu, l0 and the feature statistics")
     rows_learned: Count | None = Field(default=None, description="rows the dictionary was trained on")
+    rows_skipped: Count | None = Field(default=None, description="rows scored but over the budget of what is learned")
+    rows_replayed: Count | None = Field(default=None, description="rows of the reservoir learned again, so far")
+    rows_full: Count | None = Field(
+        default=None, description="rows whose code had no room left, where rows have differing numbers of features"
+    )
+    changes: Count | None = Field(default=None, description="times learning was quickened since fvu had risen for good")
+    transforms: Count | None = Field(
+        default=None, description="times mean and scale were replaced since the first dictionary, at most 16 counted"
+    )
+    variant: str | None = Field(default=None, description="how active features are chosen: topk, batchtopk, ...")
+    learning_rate: float | None = Field(default=None, description="step size in force, in units of a decoder row")
     queue_rows: Count = Field(description="rows that wait for the learner")
     queue_bytes: Count = Field(description="bytes that wait for the learner")
     lag_seconds: float | None = Field(
@@ -323,6 +338,32 @@ class CodeList(RestModel):
     items: list[Code] = Field(description="one per row")
     next: str | None = Field(default=None, description="always null: codes come whole")
     dictionary_version: Count = Field(description="version of the dictionary that encoded them")
+
+
+class FvuByFeatures(RestModel):
+    """What the largest few features of a row explain."""
+
+    features: Count = Field(description="features of each row that are kept, the largest ones")
+    fvu: float = Field(description="fraction of variance unexplained by them")
+
+
+class DictionaryQuality(RestModel):
+    """How good a stream's dictionary is, on rows that it was not trained on."""
+
+    dictionary_version: Count = Field(description="version of the dictionary")
+    time: Time | None = Field(default=None, description="when the latest of the assessed rows was captured")
+    rows: Count = Field(description="rows behind l0 and fvu_by_features: the first of a window")
+    l0: float | None = Field(default=None, description="mean active features of these rows")
+    fvu_by_features: list[FvuByFeatures] | None = Field(
+        default=None, description="fvu with fewer features per row, up to all; null where there is nothing to explain"
+    )
+    density: list[Count] | None = Field(
+        default=None,
+        description="numbers of features by the share of scored rows on which they fired: never, below the first edge, "
+        "between the edges, at least the last",
+    )
+    density_edges: list[float] = Field(description="edges of the shares")
+    density_rows: Count = Field(description="scored rows behind the density")
 
 
 # -- requests -----------------------------------------------------------------------------------------------------

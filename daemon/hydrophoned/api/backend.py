@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from hydrophone_schemas.rest import SelfReport, StreamStatus
+from hydrophone_schemas.rest import DictionaryQuality, SelfReport, StreamStatus
 from numpy.typing import NDArray
 
 from hydrophoned.store import StoreReader
@@ -48,6 +48,9 @@ class Backend(Protocol):
 
         Raises :class:`hydrophoned.api.errors.Unavailable` when the learner cannot answer now.
         """
+
+    async def quality(self, stream_id: str) -> DictionaryQuality:
+        """How good the dictionary of a stream that exists is; raises as :meth:`encode` does."""
 
     def put_outcome(self, request_id: str, model: str, labels: dict[str, Any], time: int, source: str) -> None:
         """Record what the user told of a request; ``time`` is UTC in us."""

@@ -57,6 +57,11 @@ async def get_stream(call: Call) -> One:
     return One(call.stream())
 
 
+async def dictionary_quality(call: Call) -> One:
+    """How good a stream's dictionary is."""
+    return One(await call.backend.quality(call.stream().id))
+
+
 async def stream_windows(call: Call) -> Listing:
     """A stream's closed windows."""
     status = call.stream()
@@ -105,6 +110,15 @@ ENDPOINTS: Final = (
         rest.StreamWindowList,
         rest.StreamWindow,
         StepQuery,
+        problems=(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+    ),
+    Endpoint(
+        "GET",
+        "/v1/streams/{stream}/dictionary",
+        dictionary_quality,
+        "How good a stream's dictionary is, on rows it was not trained on",
+        "streams",
+        rest.DictionaryQuality,
         problems=(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
     ),
     Endpoint(

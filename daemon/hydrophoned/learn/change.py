@@ -5,7 +5,7 @@ from typing import Any, Final
 
 _FAST_ROWS: Final = 4096
 _SLOW_ROWS: Final = 65_536
-_RISEN: Final = math.log(1.25)
+_RISEN: Final = math.log(1.4)
 _SETTLING_ROWS: Final = 16_384
 _STATE: Final = ("fast", "slow", "before", "rows", "calls", "known")
 
@@ -13,7 +13,7 @@ _STATE: Final = ("fast", "slow", "before", "rows", "calls", "known")
 class ChangeWatch:
     """Compares a fast and a slow mean of log fvu of fresh rows.
 
-    A change is called when the fast mean (over some 4096 rows) exceeds the slow one (65,536) by log 1.25. For 16,384
+    A change is called when the fast mean (over some 4096 rows) exceeds the slow one (65,536) by log 1.4. For 16,384
     rows after a call the slow mean goes with the fast one: however far fvu rises then, it is one change. This is not an
     alarm with a stated false-alarm rate: a call that was not needed costs some rows of larger steps.
     """

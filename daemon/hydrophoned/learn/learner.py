@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hydrophoned.learn.assessment import DENSITY_EDGES, Assessment, as_numbers, assess, density
 from hydrophoned.learn.buffers import Reservoir
 from hydrophoned.learn.config import LearnerConfig
 from hydrophoned.learn.errors import CheckpointError, WidthMismatch
@@ -78,6 +79,7 @@ class StreamLearner:
         self.last_fvu: float | None = None
         self.last_l0: float | None = None
         self.last_mean_norm: float | None = None
+        self.assessment: Assessment | None = None
         self._closed: list[dict[str, pa.RecordBatch]] = []
         self._staged: list[tuple[Tensor, RowMetadata]] = []
         self._staged_rows = 0
@@ -196,6 +198,16 @@ class StreamLearner:
             "rows_full": int(self.dictionary.rows_full),
         }
 
+    def quality(self) -> dict[str, Any]:
+        """How good the dictionary is, on rows it was not trained on; unknown is None."""
+        return {
+            "dictionary_version": self.dictionary_version,
+            "assessed": None if self.assessment is None else as_numbers(self.assessment),
+            "density_edges": list(DENSITY_EDGES),
+            "density": density(self.statistics.fired_in_all, self.rows_scored),
+            "density_rows": self.rows_scored,
+        }
+
     # -- state --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
@@ -300,6 +312,8 @@ class StreamLearner:
         self.rows_scored += len(y)
         if fvu is not None:
             self.trainer.observe(fvu, len(y))
+        if self.assessment is None or self.assessment.time < self.window.start:  # once in a window
+            self.assessment = assess(self.dictionary, codes, y, int(metadata.time.max()))
         self.last_fvu, self.last_l0, self.last_mean_norm = self.window.fvu, self.window.l0, self.window.mean_norm
 
     def _close_window(self, *, early: bool = False) -> None:

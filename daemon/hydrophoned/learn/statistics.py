@@ -15,6 +15,7 @@ class FeatureStatistics:
         self.sum = torch.zeros(features, dtype=torch.float64, device=device)
         self.sum_squares = torch.zeros(features, dtype=torch.float64, device=device)
         self.max = torch.zeros(features, device=device)
+        self.fired_before = torch.zeros(features, dtype=torch.int64, device=device)
         self.silent_rows = torch.zeros(features, dtype=torch.int64, device=device)
         self.fired_ever = torch.zeros(features, dtype=torch.bool, device=device)
 
@@ -36,12 +37,18 @@ class FeatureStatistics:
         self.silent_rows[fired] = 0
         self.fired_ever |= fired
 
+    @property
+    def fired_in_all(self) -> torch.Tensor:
+        """Rows on which each feature fired, int64 [F], in all windows and the open one."""
+        return self.fired_before + self.fired
+
     def dead_fraction(self, after_rows: int) -> float:
         """Share of features that have not fired for ``after_rows`` scored rows."""
         return float((self.silent_rows >= after_rows).double().mean())
 
     def reset_window(self) -> None:
         """Begin a new window."""
+        self.fired_before += self.fired
         for column in (self.fired, self.sum, self.sum_squares, self.max):
             column.zero_()
 

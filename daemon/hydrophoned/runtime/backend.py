@@ -2,19 +2,20 @@
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import psutil
 from hydrophone_schemas import __version__
-from hydrophone_schemas.rest import ProducerReport, SelfReport, Stage, StreamStatus
+from hydrophone_schemas.rest import DictionaryQuality, FvuByFeatures, ProducerReport, SelfReport, Stage, StreamStatus
 from numpy.typing import NDArray
 
 from hydrophoned.api.backend import EncodedRows
 from hydrophoned.api.errors import Unavailable
 from hydrophoned.ingest.server import IngestServer
+from hydrophoned.learn.learner import StreamLearner
 from hydrophoned.runtime.clock import now_us
 from hydrophoned.runtime.streams import Stream
 from hydrophoned.store import StoreReader
@@ -22,7 +23,8 @@ from hydrophoned.store import StoreReader
 if TYPE_CHECKING:
     from hydrophoned.runtime.daemon import Daemon
 
-_ENCODE_SECONDS = 20.0
+_ASK_SECONDS = 20.0
+T = TypeVar("T")
 _REPORTED = ("fires", "forwards", "captured", "sampled_out", "padding", "sent", "acked")
 _FROM_LEARNER = (
     "features",
@@ -32,6 +34,13 @@ _FROM_LEARNER = (
     "rows_sink",
     "rows_scored",
     "rows_learned",
+    "rows_skipped",
+    "rows_replayed",
+    "rows_full",
+    "changes",
+    "transforms",
+    "variant",
+    "learning_rate",
     "fvu",
     "l0",
     "dead_fraction",
@@ -76,15 +85,30 @@ class DaemonBackend:
 
     async def encode(self, stream_id: str, x: NDArray[np.float32]) -> EncodedRows:
         """Codes of rows x [n, d]; raises Unavailable when the learner does not answer in time."""
+        return EncodedRows(*await self._ask(stream_id, lambda learner: learner.encode(x)))
+
+    async def quality(self, stream_id: str) -> DictionaryQuality:
+        """How good the stream's dictionary is; raises Unavailable when the learner does not answer in time."""
+        told = await self._ask(stream_id, lambda learner: learner.quality())
+        assessed = told.pop("assessed")
+        by_count = assessed and assessed["fvu_by_count"]
+        return DictionaryQuality(
+            **told,
+            time=assessed and _time(assessed["time"]),
+            rows=assessed["rows"] if assessed else 0,
+            l0=assessed and assessed["l0"],
+            fvu_by_features=by_count and [FvuByFeatures(features=count, fvu=fvu) for count, fvu in by_count],
+        )
+
+    async def _ask(self, stream_id: str, question: Callable[[StreamLearner], T]) -> T:
         stream = self._daemon.streams.get(stream_id)
         if stream is None:
             raise Unavailable(f"stream {stream_id} is not open")
-        future = asyncio.wrap_future(stream.worker.call(lambda learner: learner.encode(x), after_queued=False))
+        future = asyncio.wrap_future(stream.worker.call(question, after_queued=False))
         try:
-            encoded = await asyncio.wait_for(future, _ENCODE_SECONDS)
+            return await asyncio.wait_for(future, _ASK_SECONDS)
         except (TimeoutError, RuntimeError) as error:
             raise Unavailable(f"the learner of {stream_id} did not answer: {error or 'it is busy'}") from error
-        return EncodedRows(*encoded)
 
     def put_outcome(self, request_id: str, model: str, labels: dict[str, Any], time: int, source: str) -> None:
         """Record what the user told of a request."""

@@ -10,7 +10,7 @@ import numpy as np
 from aiohttp import ClientSession
 from aiohttp.web import TCPSite
 from generated import SECOND, GeneratedStream, as_table
-from hydrophone_schemas.rest import ProducerReport, SelfReport, Stage, StreamStatus
+from hydrophone_schemas.rest import DictionaryQuality, FvuByFeatures, ProducerReport, SelfReport, Stage, StreamStatus
 from hydrophoned.api import EncodedRows, Unavailable, create_app, create_runner
 from hydrophoned.store import Store, StoreReader, StoreWriter
 from yarl import URL
@@ -67,6 +67,16 @@ class StoreBackend:
         index = np.argsort(-np.where(np.isfinite(x), x, 0), axis=1, kind="stable")[:, :K].astype(np.int32)
         value = np.take_along_axis(x, index, axis=1)
         return EncodedRows(index, value, np.linalg.norm(np.nan_to_num(x).astype(np.float64), axis=1) > 100, finite)
+
+    async def quality(self, stream_id: str) -> DictionaryQuality:
+        if self.busy:
+            raise Unavailable("the learner is behind")
+        assert stream_id in self.live
+        return DictionaryQuality(
+            dictionary_version=1, time=datetime.fromtimestamp(self.time / SECOND, UTC), rows=512, l0=3.0,
+            fvu_by_features=[FvuByFeatures(features=1, fvu=0.8), FvuByFeatures(features=K, fvu=0.25)],
+            density=[1, 0, 0, 0, 2, 3, 1], density_edges=[1e-5, 1e-4, 1e-3, 1e-2, 1e-1], density_rows=900,
+        )  # fmt: skip
 
     def put_outcome(self, request_id: str, model: str, labels: dict, time: int, source: str) -> None:
         self.outcomes.append((request_id, model, labels, time, source))

@@ -209,7 +209,7 @@ def test_a_stream_without_windows_has_an_empty_list_and_no_range(api, backend):
 
 @pytest.mark.parametrize("written", ["toy@1/layers.0", "toy@1%2Flayers.0", "toy@1%2flayers.0", "toy%401%2Flayers.0"])
 @pytest.mark.parametrize(
-    "below", ["", "/features", "/features/3", "/features/3/series", "/features/3/examples", "/windows"]
+    "below", ["", "/features", "/features/3", "/features/3/series", "/features/3/examples", "/windows", "/dictionary"]
 )
 def test_a_stream_id_may_be_written_with_its_slash_or_encoded(api, written, below):
     got = api.get(f"/v1/streams/{written}{below}")
@@ -218,7 +218,7 @@ def test_a_stream_id_may_be_written_with_its_slash_or_encoded(api, written, belo
         assert got.json["id"] == ID
 
 
-@pytest.mark.parametrize("site", ["features", "windows", "encode"])
+@pytest.mark.parametrize("site", ["features", "windows", "encode", "dictionary"])
 def test_a_site_may_be_named_like_a_part_of_a_path(api, backend, site):
     name = f"toy@1/{site}"
     backend.live = {name: backend.live[ID].model_copy(update={"id": name})}
@@ -262,3 +262,13 @@ def test_a_stream_shows_unknown_figures_as_null(api):
     assert status["created"] == "2026-01-01T00:00:00Z"
     assert status["producers"][0]["sent"] is None
     assert rest.StreamStatus.model_validate_json(api.get(f"/v1/streams/{ID}").body).rows_dropped == {"queue_full": 5}
+
+
+def test_the_quality_of_a_dictionary_says_of_how_many_rows(api, backend):
+    got = api.get(f"/v1/streams/{ID}/dictionary")
+    assert got.status == 200
+    assert got.json["rows"] == 512
+    assert got.json["fvu_by_features"][0] == {"features": 1, "fvu": 0.8}
+    assert len(got.json["density"]) == len(got.json["density_edges"]) + 2
+    backend.busy = True
+    assert api.get(f"/v1/streams/{ID}/dictionary").status == 503
