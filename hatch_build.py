@@ -69,9 +69,7 @@ class KernelBuildHook(BuildHookInterface):
         root = Path(self.root)
         made, complaint = build(root)
         if not made:
-            self.app.display_warning(
-                f"no compiled kernels, the daemon will learn about three times slower: {complaint}"
-            )
+            self.app.display_warning(f"no compiled kernels, the daemon will learn more slowly: {complaint}")
             return
         build_data["artifacts"] += [f"/{path.relative_to(root).as_posix()}" for path in made]
         build_data["pure_python"] = False

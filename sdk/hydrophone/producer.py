@@ -36,9 +36,8 @@ VERSION: Final = "0.1.0"
 FLUSH_INTERVAL: Final = 1.0
 """Seconds between looks at the buffer; hooks wake the thread only when it is more than half full.
 
-A look takes the thread about half a millisecond, and a model that decodes on all cores some five: its threads wait
-for one another, so what one core loses all lose. A decoding model was 1.1% slower with a look every half second, and
-0.3% (no more than the noise) with one every second.
+A look costs a model that decodes on all cores several times what it costs the thread: its threads wait for one
+another, so what one core loses all lose. See benchmarks/sdk_overhead.py.
 """
 AWAY_SECONDS: Final = 10.0
 """Age after which captures are dropped while the daemon is away."""

@@ -24,7 +24,7 @@ from hydrophoned.rows import Rows
 
 _MIN_WARMUP_ROWS = 64
 _STALE_STAGING_US = 1_000_000
-_COUNTERS = ("rows_seen", "rows_sink", "rows_quarantined", "rows_late", "rows_scored", "_last_step")
+_COUNTERS = ("rows_seen", "rows_sink", "rows_quarantined", "rows_late", "rows_scored", "rows_full", "_last_step")
 _LAST = ("last_fvu", "last_l0", "last_mean_norm")
 _PARTS = (
     "dictionary",
@@ -76,6 +76,7 @@ class StreamLearner:
         self.buffer = self.trainer.buffer
         self.window = OpenWindow(stream_key, int(config.window_seconds * 1e6), width)
         self.rows_seen = self.rows_sink = self.rows_quarantined = self.rows_late = self.rows_scored = 0
+        self.rows_full = 0
         self.last_fvu: float | None = None
         self.last_l0: float | None = None
         self.last_mean_norm: float | None = None
@@ -195,7 +196,7 @@ class StreamLearner:
             "transforms": len(self.normaliser.transforms),
             "learning_rate": self.dictionary.learning_rate,
             "variant": self.config.variant,
-            "rows_full": int(self.dictionary.rows_full),
+            "rows_full": self.rows_full,
         }
 
     def quality(self) -> dict[str, Any]:
@@ -310,6 +311,8 @@ class StreamLearner:
         self.examples.update(codes, metadata, self.rows_scored)
         fvu = self.window.add_scores(y, error, norms, active=int((codes.value > 0).sum()))
         self.rows_scored += len(y)
+        if codes.value.shape[1] > self.k:  # rows have differing numbers of active features
+            self.rows_full += int((codes.value > 0).all(1).sum())
         if fvu is not None:
             self.trainer.observe(fvu, len(y))
         if self.assessment is None or self.assessment.time < self.window.start:  # once in a window

@@ -89,8 +89,6 @@ class SparseAutoencoder:
         self.hurry_until = 0
         self.rows_since_revival = 0
         self.rows_revived_total = 0
-        self.rows_full = torch.zeros((), dtype=torch.int64, device=self.device)
-        """Encoded rows whose code had no room left; some may have had more active latents."""
         self._any_dead = False
         self._products = torch.empty(0, dtype=dtype, device=self.device)
 
@@ -117,10 +115,7 @@ class SparseAutoencoder:
         Of a variant whose rows have differing numbers of active latents at most ``2 k`` are kept.
         """
         self._check(x)
-        codes = self.variant.codes(self._batch(x - self.b_dec, exact=exact))
-        if codes.value.shape[1] > self.k:
-            self.rows_full += (codes.value > 0).all(1).sum()
-        return codes
+        return self.variant.codes(self._batch(x - self.b_dec, exact=exact))
 
     def decode(self, codes: Codes) -> Tensor:
         """Rows [n, d] rebuilt from codes: z W_dec + b_dec."""
@@ -200,9 +195,8 @@ class SparseAutoencoder:
             fired = torch.zeros_like(fired).index_add_(0, pairs.index, (pairs.value > 0).to(fired.dtype))
         self._step_b_dec(reached.add_(h.view(n, groups, d)[:, 0].sum(0), alpha=scale), adam)
         dead = self.dead
-        if (
-            self.device.type == "cpu"
-        ):  # elsewhere the answer would have to be waited for: it is that of the last revival
+        # elsewhere the answer would have to be waited for: it is that of the last revival
+        if self.device.type == "cpu":
             self._any_dead = bool(dead.any())
         if self._any_dead and self.config.aux_k:
             self._auxiliary(step, dead & (fired == 0), adam)  # one that fires in this batch learns from its own firing
