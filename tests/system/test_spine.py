@@ -249,3 +249,23 @@ def test_outcomes_reach_the_store(daemon):
         assert tap.flush(30)
     (outcome,) = daemon.get("/v1/requests/r0")["outcomes"]
     assert outcome["labels"] == {"hallucinated": True, "judge": "human"}
+
+
+def test_a_queue_that_overflows_drops_and_counts_and_the_model_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYDROPHONE_INGEST__QUEUE_BYTES", str(1 << 20))
+    model = nn.Sequential()
+    model.add_module("block", nn.Linear(512, 512))
+    with DemoDaemon(features=8192, k=32, data_dir=tmp_path / "data") as daemon:
+        with attach(daemon, model) as tap, torch.inference_mode():
+            rows = torch.randn(2048, 512)
+            for _ in range(40):  # 160 MB, many times what the learner takes in that time
+                assert model(rows).shape == (2048, 512)
+            assert tap.flush(120)
+            assert not tap.status().caught
+        (stream,) = daemon.streams()
+        (sent,) = tap.status().streams  # the SDK, too, samples and drops under pressure, and counts both
+        assert sent["captured"] + sent["sampled_out"] == 40 * 2048
+        assert stream["rows_received"] == sent["acked"] == sent["captured"] - sum(sent["dropped"].values())
+        assert set(stream["rows_dropped"]) == {"queue_full"}
+        kept = stream["rows_received"] - stream["rows_dropped"]["queue_full"]
+        assert stream["rows_learned"] + stream["rows_sink"] == kept > 0
