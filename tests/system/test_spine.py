@@ -252,7 +252,7 @@ def test_outcomes_reach_the_store(daemon):
 
 
 def test_a_queue_that_overflows_drops_and_counts_and_the_model_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setenv("HYDROPHONE_INGEST__QUEUE_BYTES", str(1 << 20))
+    monkeypatch.setenv("HYDROPHONE_INGEST__QUEUE_BYTES", str(10 << 20))  # two batches
     model = nn.Sequential()
     model.add_module("block", nn.Linear(512, 512))
     with DemoDaemon(features=8192, k=32, data_dir=tmp_path / "data") as daemon:

@@ -122,7 +122,8 @@ class IngestConfig(Section):
         64 << 20,
         ge=1 << 16,
         le=1 << 40,
-        description="rows that may wait for one stream's learner, in bytes; when full, the newest rows are kept",
+        description="rows that may wait for one stream's learner, in bytes; when full, the newest rows are kept, and a "
+        "batch larger than all of it is dropped: the SDK sends up to 8 MiB at a time",
     )
     max_streams: int = Field(256, ge=1, le=100_000, description="streams this daemon learns at most")
     max_requests: int = Field(100_000, ge=1, le=10_000_000, description="requests remembered per producer")
