@@ -116,6 +116,121 @@ OUTCOME: Final = _schema(
     ("labels", pa.string()),  # JSON object
 )
 
+DICTIONARY: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("version", pa.int32()),
+    ("published", TIME),
+    ("reason", pa.string()),  # first, moved, transform or requested
+    ("parent", pa.int32(), True),  # version it was matched with
+    ("rows_learned", pa.int64()),
+    ("features", pa.int32()),
+    ("k", pa.int32()),
+    ("variant", pa.string()),
+    ("digest", pa.string()),  # sha256 of the artefact's weights
+    ("fvu", pa.float64(), True),  # of the probe rows
+    ("decoder_moved", pa.float64(), True),  # mean of 1 - cosine over the features that were kept
+    ("codes_moved", pa.float64(), True),  # share of active (row, feature) pairs of the probe rows that are no longer so
+    ("probe_rows", pa.int64()),  # rows behind fvu, codes_moved and the correlations of feature_match
+)
+"""One row per published version of a stream's dictionary."""
+
+FEATURE: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("dictionary_version", pa.int32()),
+    ("feature_id", pa.int64()),
+    ("feature", pa.int32()),
+    ("state", pa.string()),  # born, moved (another index) or lost
+)
+"""Where a feature's id stands: from this version on at index ``feature``, or no longer. An id is never used again."""
+
+FEATURE_MATCH: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("from_version", pa.int32()),
+    ("to_version", pa.int32()),
+    ("kind", pa.string()),  # stable, moved, split, merged, born or lost
+    ("feature_id", pa.int64()),
+    ("from_feature", pa.int32(), True),
+    ("to_feature", pa.int32(), True),
+    ("cosine", pa.float64(), True),  # of the decoder rows
+    ("correlation", pa.float64(), True),  # of the activations on the probe rows
+)
+"""How the features of one version became those of the next."""
+
+STREAM_SPLIT: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("window_start", TIME),
+    ("window_end", TIME),
+    ("attribute", pa.string()),  # phase, or the name of a request attribute
+    ("value", pa.string()),
+    ("rows_scored", pa.int64()),
+    ("requests", pa.int64()),
+)
+"""The rows of a window by phase and by the request attributes that are split by."""
+
+FEATURE_SPLIT: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("window_start", TIME),
+    ("window_end", TIME),
+    ("attribute", pa.string()),
+    ("value", pa.string()),
+    ("feature", pa.int32()),
+    ("fired", pa.int64()),
+    ("sum", pa.float64()),
+    ("dictionary_version", pa.int32()),
+)
+"""``feature_window`` by phase and by the request attributes that are split by."""
+
+REQUEST_FEATURE: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("request_key", pa.int64()),
+    ("window_start", TIME),
+    ("rows_scored", pa.int64()),  # of the request in the window
+    ("sample", pa.float64()),  # probability with which a request's features were kept
+    ("features", pa.list_(pa.int32())),
+    ("fired", pa.list_(pa.int32())),
+    ("sum", pa.list_(pa.float32())),
+    ("max", pa.list_(pa.float32())),
+    ("dictionary_version", pa.int32()),
+)
+"""Which features fired in a sample of the requests, one row per request and window."""
+
+LABEL: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("feature_id", pa.int64()),
+    ("feature", pa.int32()),
+    ("dictionary_version", pa.int32()),  # for which it was made
+    ("created", TIME),
+    ("source", pa.string()),  # manual, imported, rule, or the name of a label provider
+    ("author", pa.string(), True),
+    ("text", pa.string()),
+    ("rule", pa.string(), True),  # JSON: what the built-in labeller looks for
+    ("score", pa.float64(), True),  # F1 on held-out rows
+    ("precision", pa.float64(), True),
+    ("recall", pa.float64(), True),
+    ("rows", pa.int64(), True),  # held-out rows behind the score
+    ("fired", pa.int64(), True),  # of them: the feature fired
+)
+"""Labels as they were given; the latest of a source counts, and an empty text takes it back."""
+
+PROBE: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("name", pa.string()),
+    ("created", TIME),
+    ("dictionary_version", pa.int32()),
+    ("target", pa.string()),  # JSON: what is predicted
+    ("k", pa.int32()),
+    ("features", pa.list_(pa.int32())),
+    ("weights", pa.list_(pa.float64())),
+    ("bias", pa.float64()),
+    ("f1", pa.float64(), True),
+    ("auroc", pa.float64(), True),
+    ("auroc_low", pa.float64(), True),
+    ("auroc_high", pa.float64(), True),
+    ("units", pa.int64()),  # held-out requests, or rows, behind the scores
+    ("positives", pa.int64()),
+)
+"""Sparse linear probes that were asked for."""
+
 TABLES: Final = {
     "stream": STREAM,
     "stream_window": STREAM_WINDOW,
@@ -125,4 +240,12 @@ TABLES: Final = {
     "request_tokens": REQUEST_TOKENS,
     "request_rows": REQUEST_ROWS,
     "outcome": OUTCOME,
+    "dictionary": DICTIONARY,
+    "feature": FEATURE,
+    "feature_match": FEATURE_MATCH,
+    "stream_split": STREAM_SPLIT,
+    "feature_split": FEATURE_SPLIT,
+    "request_feature": REQUEST_FEATURE,
+    "label": LABEL,
+    "probe": PROBE,
 }

@@ -88,17 +88,9 @@ class Reservoir:
         n, capacity = len(x), len(self.rows)
         if not n or not capacity:
             return
-        number = torch.arange(self.seen + 1, self.seen + n + 1, dtype=torch.int64)
-        # row t goes to a slot uniform in 0..t-1 and is kept if that slot exists (t <= capacity: its own slot)
-        slot = (torch.rand(n, generator=self._generator, dtype=torch.float64) * number).long()
-        slot = torch.where(number <= capacity, number - 1, slot)
-        kept = (slot < capacity).nonzero().squeeze(1)
-        if len(kept):
-            # of several rows for one slot the last one stays, as if they had come one by one
-            last = torch.full((capacity,), -1, dtype=torch.int64)
-            last.scatter_reduce_(0, slot[kept], kept, "amax")
-            slots = (last >= 0).nonzero().squeeze(1).to(x.device)
-            source = last[last >= 0].to(x.device)
+        slots, source = kept_slots(self.seen, n, capacity, self._generator)
+        if len(slots):
+            slots, source = slots.to(x.device), source.to(x.device)
             self.rows.index_copy_(0, slots, x[source])
             self.metadata.put(slots, metadata.take(source))
         self.seen += n
@@ -117,3 +109,20 @@ class Reservoir:
         self.rows[: self.count] = state["rows"]
         for name, column in self.metadata._asdict().items():
             column[: self.count] = state[f"metadata.{name}"]
+
+
+def kept_slots(seen: int, n: int, capacity: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which of n new rows a uniform sample of ``capacity`` keeps after ``seen`` rows, by algorithm R: (slots, rows).
+
+    Both are int64 on the host; slots are distinct and rise.
+    """
+    number = torch.arange(seen + 1, seen + n + 1, dtype=torch.int64)
+    # row t goes to a slot uniform in 0..t-1 and is kept if that slot exists (t <= capacity: its own slot)
+    slot = (torch.rand(n, generator=generator, dtype=torch.float64) * number).long()
+    slot = torch.where(number <= capacity, number - 1, slot)
+    kept = (slot < capacity).nonzero().squeeze(1)
+    # of several rows for one slot the last one stays, as if they had come one by one
+    ordered, order = slot[kept].sort(stable=True)
+    last = torch.ones_like(ordered, dtype=torch.bool)
+    last[:-1] = ordered[1:] != ordered[:-1]
+    return ordered[last], kept[order[last]]

@@ -7,6 +7,8 @@ from hydrophoned.learn.errors import InvalidConfig
 
 Variant = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "l1"]
 VARIANTS: Final[tuple[str, ...]] = get_args(Variant)
+EXACT: Final[tuple[str, ...]] = ("topk", "matryoshka")
+"""Variants whose rows have k active latents each, at most; codes of the others are twice as wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class LearnerConfig:
     """Top activating rows kept per feature."""
     reservoir_rows: int = 8192
     """Rows of the uniform sample of raw rows."""
+    code_sample_rows: int = 32_768
+    """Rows whose codes are kept, as a uniform sample, for questions about features."""
     window_seconds: float = 10.0
     """Length of a statistics window, in seconds."""
     patience_seconds: float = 30.0

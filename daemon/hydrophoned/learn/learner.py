@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hydrophoned.learn.assessment import DENSITY_EDGES, Assessment, as_numbers, assess, density
 from hydrophoned.learn.buffers import Reservoir
-from hydrophoned.learn.config import LearnerConfig
+from hydrophoned.learn.code_sample import CodeSample
+from hydrophoned.learn.config import EXACT, LearnerConfig
 from hydrophoned.learn.errors import CheckpointError, WidthMismatch
 from hydrophoned.learn.examples import TopExamples
 from hydrophoned.learn.metadata import RowMetadata
@@ -32,6 +33,7 @@ _PARTS = (
     "sinks",
     "statistics",
     "examples",
+    "sample",
     "buffer",
     "reservoir",
     "trainer",
@@ -50,6 +52,19 @@ class Encoded(NamedTuple):
     value: NDArray[np.float32]
     sink: NDArray[np.bool_]
     finite: NDArray[np.bool_]
+
+
+class Reconstructed(NamedTuple):
+    """Rows given from outside, as the dictionary rebuilds them.
+
+    ``row`` float32 [n, d], in the model's own scale; ``sink`` and ``finite`` are bool [n]. Sink rows and rows that are
+    not finite are as they were given. ``dictionary_version`` is that of the dictionary that rebuilt them.
+    """
+
+    row: NDArray[np.float32]
+    sink: NDArray[np.bool_]
+    finite: NDArray[np.bool_]
+    dictionary_version: int
 
 
 class StreamLearner:
@@ -71,6 +86,8 @@ class StreamLearner:
         self.statistics = FeatureStatistics(self.features, self.device)
         self.examples = TopExamples(self.features, config.examples_per_feature, self.device)
         self.reservoir = Reservoir(width, config.reservoir_rows, self.generator, self.device)
+        code_width = min(self.features, self.k if config.variant in EXACT else 2 * self.k)
+        self.sample = CodeSample(code_width, config.code_sample_rows, config.seed + 1, self.device)
         self.trainer = Trainer(width, config, self.reservoir, self.generator, self.device)
         self.dictionary, self.normaliser = self.trainer.dictionary, self.trainer.normaliser
         self.buffer = self.trainer.buffer
@@ -153,17 +170,24 @@ class StreamLearner:
 
     def encode(self, x: NDArray[np.float32]) -> Encoded:
         """Codes of rows x [n, d], in the model's own scale. Raises WidthMismatch."""
-        if x.ndim != 2 or x.shape[1] != self.width:
-            raise WidthMismatch(f"rows of shape {x.shape} given to a stream of width {self.width}")
-        rows = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
-        norms = rows.norm(dim=1)
-        finite = norms.isfinite()
+        rows, sink, finite = self._given(x)
         codes = self.dictionary.encode(self.normaliser.apply(torch.where(finite[:, None], rows, 0.0)), exact=True)
         order = codes.value.argsort(dim=1, descending=True)
         index = codes.index.gather(1, order).masked_fill(~finite[:, None], -1)
         value = codes.value.gather(1, order).masked_fill(~finite[:, None], 0.0)
-        sink = finite & (norms > self.sinks.factor * (self.sinks.median or math.inf))
         return Encoded(*(part.cpu().numpy() for part in (index, value, sink, finite)))
+
+    def reconstruct(self, x: NDArray[np.float32]) -> Reconstructed:
+        """Rows x [n, d], in the model's own scale, rebuilt from their codes. Raises WidthMismatch."""
+        rows, sink, finite = self._given(x)
+        replaced = (finite & ~sink)[:, None]
+        parts = []
+        # in chunks as everything else: products with all features at once would take gigabytes, and keep them
+        for part in torch.where(replaced, rows, 0.0).split(self.config.batch_rows):
+            codes = self.dictionary.encode(self.normaliser.apply(part), exact=True)
+            parts.append(self.normaliser.invert(self.dictionary.decode(codes)))
+        rebuilt = torch.where(replaced, torch.cat(parts), rows)
+        return Reconstructed(*(part.cpu().numpy() for part in (rebuilt, sink, finite)), self.dictionary_version)
 
     def status(self) -> dict[str, Any]:
         """Figures of the stream as it stands; unknown is None."""
@@ -242,6 +266,15 @@ class StreamLearner:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
+    def _given(self, x: NDArray[np.float32]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows x from outside as a tensor [n, d], and bool [n] each: which are sinks, which are finite."""
+        if x.ndim != 2 or x.shape[1] != self.width:
+            raise WidthMismatch(f"rows of shape {x.shape} given to a stream of width {self.width}")
+        rows = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
+        norms = rows.norm(dim=1)
+        finite = norms.isfinite()
+        return rows, finite & (norms > self.sinks.factor * (self.sinks.median or math.inf)), finite
+
     def _process_staged(self) -> None:
         if not self._staged:
             return
@@ -303,12 +336,14 @@ class StreamLearner:
             return
         self._close_window(early=True)
         self.examples.rescale(done.factor)
+        self.sample.rescale(done.factor)
 
     def _score(self, y: Tensor, norms: Tensor, metadata: RowMetadata) -> None:
         codes = self.dictionary.encode(y)
         error = self.dictionary.decode(codes).sub_(y)
         self.statistics.update(codes)
         self.examples.update(codes, metadata, self.rows_scored)
+        self.sample.update(codes, metadata)
         fvu = self.window.add_scores(y, error, norms, active=int((codes.value > 0).sum()))
         self.rows_scored += len(y)
         if codes.value.shape[1] > self.k:  # rows have differing numbers of active features

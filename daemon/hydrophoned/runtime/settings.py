@@ -182,6 +182,9 @@ class LearnFields(Section):
     )
     examples_per_feature: int = Field(8, ge=0, le=100, description="top activating rows kept per feature")
     reservoir_rows: int = Field(8192, ge=0, le=1 << 20, description="rows of the uniform sample of raw rows")
+    code_sample_rows: int = Field(
+        32_768, ge=0, le=1 << 22, description="rows of the uniform sample of codes, behind questions about features"
+    )
     window_seconds: float = Field(10.0, ge=1, le=3600, description="length of a statistics window, in seconds")
     patience_seconds: float = Field(
         30.0, gt=0, le=86_400, description="on a slow stream: seconds after which fewer rows are enough to learn from"

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -22,6 +22,17 @@ from hydrophoned.runtime.checkpoint import State, load_checkpoint, save_checkpoi
 from hydrophoned.runtime.worker import LearnerWorker
 
 _log = logging.getLogger(__name__)
+_KEPT: Final = (
+    "variant",
+    "features",
+    "k",
+    "batch_rows",
+    "buffer_rows",
+    "reservoir_rows",
+    "code_sample_rows",
+    "examples_per_feature",
+)
+"""Settings that a stream keeps from its checkpoint, since its state has their shapes."""
 
 
 @dataclass
@@ -143,8 +154,7 @@ class StreamRegistry:
                     "to new streams",
                     *(spec.id, saved["features"], saved["k"], config.features, config.k),
                 )
-            names = ("variant", "features", "k", "batch_rows", "buffer_rows", "reservoir_rows", "examples_per_feature")
-            config = replace(config, **{name: saved[name] for name in names})
+            config = replace(config, **{name: saved[name] for name in _KEPT})
             learner = StreamLearner(key, spec.width, config, device=self._device)
             learner.load_state(state)
         except (CheckpointError, KeyError) as error:

@@ -74,6 +74,66 @@ MIGRATIONS: Final = (
             """,
         ),
     ),
+    Migration(
+        2,
+        "what a feature is",
+        (
+            """
+            CREATE TABLE dictionary (
+                stream_key INTEGER NOT NULL, version INTEGER NOT NULL, published TIMESTAMP NOT NULL,
+                reason VARCHAR NOT NULL, parent INTEGER, rows_learned BIGINT NOT NULL, features
+                INTEGER NOT NULL, k INTEGER NOT NULL, variant VARCHAR NOT NULL, digest VARCHAR NOT
+                NULL, fvu DOUBLE, decoder_moved DOUBLE, codes_moved DOUBLE, probe_rows BIGINT NOT
+                NULL)
+            """,
+            """
+            CREATE TABLE feature (
+                stream_key INTEGER NOT NULL, dictionary_version INTEGER NOT NULL, feature_id BIGINT
+                NOT NULL, feature INTEGER NOT NULL, state VARCHAR NOT NULL)
+            """,
+            """
+            CREATE TABLE feature_match (
+                stream_key INTEGER NOT NULL, from_version INTEGER NOT NULL, to_version INTEGER NOT
+                NULL, kind VARCHAR NOT NULL, feature_id BIGINT NOT NULL, from_feature INTEGER,
+                to_feature INTEGER, cosine DOUBLE, correlation DOUBLE)
+            """,
+            """
+            CREATE TABLE stream_split (
+                stream_key INTEGER NOT NULL, window_start TIMESTAMP NOT NULL, window_end TIMESTAMP
+                NOT NULL, attribute VARCHAR NOT NULL, value VARCHAR NOT NULL, rows_scored BIGINT NOT
+                NULL, requests BIGINT NOT NULL)
+            """,
+            """
+            CREATE TABLE feature_split (
+                stream_key INTEGER NOT NULL, window_start TIMESTAMP NOT NULL, window_end TIMESTAMP
+                NOT NULL, attribute VARCHAR NOT NULL, value VARCHAR NOT NULL, feature INTEGER NOT
+                NULL, fired BIGINT NOT NULL, sum DOUBLE NOT NULL, dictionary_version INTEGER NOT
+                NULL)
+            """,
+            """
+            CREATE TABLE request_feature (
+                stream_key INTEGER NOT NULL, request_key BIGINT NOT NULL, window_start TIMESTAMP NOT
+                NULL, rows_scored BIGINT NOT NULL, sample DOUBLE NOT NULL, features INTEGER[] NOT
+                NULL, fired INTEGER[] NOT NULL, sum FLOAT[] NOT NULL, max FLOAT[] NOT NULL,
+                dictionary_version INTEGER NOT NULL)
+            """,
+            """
+            CREATE TABLE label (
+                stream_key INTEGER NOT NULL, feature_id BIGINT NOT NULL, feature INTEGER NOT NULL,
+                dictionary_version INTEGER NOT NULL, created TIMESTAMP NOT NULL, source VARCHAR NOT
+                NULL, author VARCHAR, text VARCHAR NOT NULL, rule VARCHAR, score DOUBLE, precision
+                DOUBLE, recall DOUBLE, "rows" BIGINT, fired BIGINT)
+            """,
+            """
+            CREATE TABLE probe (
+                stream_key INTEGER NOT NULL, name VARCHAR NOT NULL, created TIMESTAMP NOT NULL,
+                dictionary_version INTEGER NOT NULL, target VARCHAR NOT NULL, k INTEGER NOT NULL,
+                features INTEGER[] NOT NULL, weights DOUBLE[] NOT NULL, bias DOUBLE NOT NULL, f1
+                DOUBLE, auroc DOUBLE, auroc_low DOUBLE, auroc_high DOUBLE, units BIGINT NOT NULL,
+                positives BIGINT NOT NULL)
+            """,
+        ),
+    ),
 )
 
 

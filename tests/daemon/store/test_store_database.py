@@ -31,6 +31,9 @@ DUCKDB_NAMES = {
     pa.string(): "VARCHAR",
     pa.timestamp("us"): "TIMESTAMP",
     pa.list_(pa.string()): "VARCHAR[]",
+    pa.list_(pa.int32()): "INTEGER[]",
+    pa.list_(pa.float32()): "FLOAT[]",
+    pa.list_(pa.float64()): "DOUBLE[]",
 }
 
 
@@ -72,7 +75,9 @@ def test_opening_again_migrates_nothing_and_keeps_rows(path):
     with Store(path) as store:
         assert StoreReader(store).last_window_end(1) == stream.end
     with duckdb.connect(str(path)) as connection:
-        assert connection.execute("SELECT number, name FROM schema_migration").fetchall() == [(1, "first tables")]
+        assert connection.execute("SELECT number, name FROM schema_migration").fetchall() == [
+            (migration.number, migration.name) for migration in MIGRATIONS
+        ]
 
 
 def test_migrations_are_numbered_without_gaps():
@@ -84,7 +89,7 @@ def test_a_file_of_a_later_version_is_refused_and_left_alone(path):
     with duckdb.connect(str(path)) as connection:
         connection.execute("INSERT INTO schema_migration VALUES (99, 'from the future', now()::TIMESTAMP)")
     before = path.read_bytes()
-    with pytest.raises(StoreTooNew, match="version 99; this daemon knows versions up to 1"):
+    with pytest.raises(StoreTooNew, match=f"version 99; this daemon knows versions up to {len(MIGRATIONS)}"):
         Store(path)
     assert path.read_bytes() == before
 
@@ -92,10 +97,10 @@ def test_a_file_of_a_later_version_is_refused_and_left_alone(path):
 def test_a_failing_migration_leaves_the_version_before(path):
     with duckdb.connect(str(path)) as connection:
         migrate(connection)
-        broken = (*MIGRATIONS, Migration(2, "broken", ("CREATE TABLE extra (a INTEGER)", "SELECT * FROM nowhere")))
+        broken = (*MIGRATIONS, Migration(len(MIGRATIONS) + 1, "broken", ("CREATE TABLE extra (a INTEGER)", "SELECT * FROM nowhere")))
         with pytest.raises(duckdb.CatalogException):
             migrate(connection, broken)
-        assert connection.execute("SELECT max(number) FROM schema_migration").fetchone() == (1,)
+        assert connection.execute("SELECT max(number) FROM schema_migration").fetchone() == (len(MIGRATIONS),)
         assert ("extra",) not in connection.execute("SHOW TABLES").fetchall()
 
 
