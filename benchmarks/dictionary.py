@@ -20,7 +20,7 @@ speed (dictionary_speed.py; batch 2048, F = 4608 and 16384; medians of paired ra
 ``vs_fastest_peer_512_F``       ours at batch 512, the peer at 2048
 ``whole_stream_vs_step_F``      encode, decode, fvu and statistics of all rows over the steps on them, batch 512
 
-quality (dictionary_quality.py; one pass over 160,000 shuffled rows, F = 4608 and, marked so, 16384)
+quality, wide, wall, sinks (dictionary_quality.py; one pass over 160,000 shuffled rows, F = 4608; wide: 16384)
 
 ``fvu_256``, ``fvu_512``        ours by batch, mean of three seeds
 ``fvu_NAME``                    a peer's best over its learning rates and batches
@@ -64,7 +64,7 @@ import argparse
 import os
 from pathlib import Path
 
-PARTS = ("speed", "quality", "atoms", "seeds", "memory", "generalisation")
+PARTS = ("speed", "quality", "wide", "wall", "sinks", "atoms", "seeds", "memory", "generalisation")
 LAYER, OTHER_LAYER = 15, 8
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hydrophone-bench"
 
@@ -103,7 +103,14 @@ def _measure(options: argparse.Namespace) -> None:
     size = {"train": 32_768, "held_out": 4096} if options.quick else {"train": 160_000, "held_out": 16_384}
     place = {"folder": options.cache, "say": report.say}
     quick = options.quick
-    of_rows = {"speed": dictionary_speed.run, "quality": dictionary_quality.run, "seeds": dictionary_seeds.run}
+    of_rows = {
+        "speed": dictionary_speed.run,
+        "quality": dictionary_quality.run,
+        "wide": dictionary_quality.wide,
+        "wall": dictionary_quality.equal_wall,
+        "sinks": dictionary_quality.with_sinks,
+        "seeds": dictionary_seeds.run,
+    }
     of_none = {"atoms": dictionary_atoms.run, "memory": dictionary_memory.run}
     if of_rows.keys() & set(options.only):
         data = dictionary_data.rows(LAYER, corpus="builtin", **size, **place)

@@ -44,7 +44,7 @@ class Rows(NamedTuple):
 def rows(layer: int, *, corpus: str, train: int, held_out: int, folder: Path, say: Callable[[str], None]) -> Rows:
     """Rows of ``model.layers.LAYER`` over ``corpus``: exactly ``train`` and up to ``held_out`` of them."""
     captured = -(-int((train + held_out) * 1.2) // (LENGTH * AT_ONCE)) * LENGTH * AT_ONCE
-    found, documents = _cached(layer, corpus, captured, folder, say)
+    found, documents = cached(layer, corpus, captured, folder, say)
     generator = torch.Generator().manual_seed(0)
     count = int(documents.max()) + 1
     apart = torch.zeros(count, dtype=torch.bool)
@@ -87,7 +87,7 @@ def start_of(stream: Tensor) -> Tensor:
     return stream[: LearnerConfig().warmup_rows]
 
 
-def _cached(
+def cached(
     layer: int, corpus: str, count: int, folder: Path, say: Callable[[str], None]
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Rows float16 [count, d], memory-mapped, and the number of the document each is of, int32 [count]."""
@@ -115,7 +115,7 @@ def _capture(
         caught.append(hidden.flatten(0, 1).half())
 
     handle = body.layers[layer].register_forward_hook(keep)
-    stretches = _stretches(builtin_documents() if corpus == "builtin" else _packages(), loaded.tokenizer)
+    stretches = stretches_of(builtin_documents() if corpus == "builtin" else _packages(), loaded.tokenizer)
     documents: list[int] = []
     with torch.inference_mode():
         while len(documents) < count:
@@ -130,7 +130,7 @@ def _capture(
     return torch.cat(caught).numpy(), np.array(documents, dtype=np.int32)
 
 
-def _stretches(documents: list[Document], tokenizer: Any) -> Iterator[tuple[int, list[int]]]:
+def stretches_of(documents: list[Document], tokenizer: Any) -> Iterator[tuple[int, list[int]]]:
     """Stretches of LENGTH token ids with the number of their document: the first of each, the second of each, ..."""
     random.Random(0).shuffle(documents)  # noqa: S311  an order, not a secret
     waiting = [

@@ -44,9 +44,11 @@ class Score(NamedTuple):
 
 def run(report: Report, data: Rows, *, quick: bool) -> None:
     compare(report, data, 4608, _shorter(SWEEP) if quick else SWEEP, seeds=1 if quick else 3)
+
+
+def wide(report: Report, data: Rows, *, quick: bool) -> None:
+    """The same at F = 16384."""
     compare(report, data, 16384, _shorter(SWEEP_WIDE) if quick else SWEEP_WIDE, seeds=1 if quick else 3, mark="_16384")
-    _equal_wall(report, data, EQUAL_WALL[:1] if quick else EQUAL_WALL)
-    _sinks(report, data)
 
 
 def generalise(report: Report, data: Rows, *, quick: bool) -> None:
@@ -116,12 +118,12 @@ def _shorter(sweep: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[
     return {name: settings[:1] for name, settings in sweep.items()}
 
 
-def _equal_wall(report: Report, data: Rows, settings: list[tuple[int, float]]) -> None:
+def equal_wall(report: Report, data: Rows, *, quick: bool) -> None:
     """Ours takes its pass at batch 512; sparsify takes steps beside it until as much time is spent."""
     if "sparsify" not in peers.installed():
         return
     rows, found = data.train, []
-    for batch, rate in settings:
+    for batch, rate in EQUAL_WALL[:1] if quick else EQUAL_WALL:
         setting = peers.Setting(rows.shape[1], 4608, K, rate, 0, batch, 0)
         ours = peers.make("ours", setting._replace(learning_rate=0, batch=512), start_of(rows))
         other = peers.make("sparsify", setting, rows)
@@ -151,7 +153,7 @@ def _equal_wall(report: Report, data: Rows, settings: list[tuple[int, float]]) -
     report.add("fvu_at_equal_wall_vs_sparsify", own / peer)
 
 
-def _sinks(report: Report, data: Rows) -> None:
+def with_sinks(report: Report, data: Rows, *, quick: bool) -> None:  # noqa: ARG001  called as the other parts are
     """The stream with its sink rows, through our filter and not; scored on held-out rows, which are no sinks."""
     held_out = data.normaliser.invert(data.held_out)
     found = {}

@@ -12,6 +12,7 @@ import dictionary_peers as peers
 import torch
 from dictionary_data import Rows
 from dictionary_report import Report
+from hydrophoned.learn.metadata import RowMetadata
 from hydrophoned.learn.statistics import FeatureStatistics
 from torch import Tensor
 
@@ -103,13 +104,15 @@ def _product(weights: Tensor) -> Turn:
 def _stream(trainer: peers.Ours) -> Turn:
     """What is done for every row of a stream besides training: encode, decode, fvu, statistics of the features."""
     dictionary = trainer.dictionary
-    statistics = FeatureStatistics(dictionary.features, torch.device("cpu"))
+    device = torch.device("cpu")
+    statistics = FeatureStatistics(dictionary.features, device)
+    metadata = RowMetadata.empty(QUALITY_BATCH, device)
 
     def stream(x: Tensor) -> None:
         for part in x.split(QUALITY_BATCH):
             codes = dictionary.encode(part)
             error = dictionary.decode(codes).sub_(part)
             float(error.square().sum() / (part - part.mean(0)).square().sum())
-            statistics.update(codes)
+            statistics.update(codes, metadata)
 
     return stream

@@ -45,7 +45,7 @@ def cli_reference() -> str:
     pages = [(daemon, ["serve"]), (daemon, ["config", "check"]), (daemon, ["config", "show"])]
     pages += [
         (daemon, ["config", "schema"]),
-        *((daemon, ["dictionary", name]) for name in ("import", "export", "train")),
+        *((daemon, ["dictionary", name]) for name in ("import", "export", "train", "assess", "compare")),
     ]
     pages += [(client, [name]) for name in own]
     for app, words in pages:

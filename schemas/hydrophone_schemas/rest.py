@@ -6,9 +6,9 @@ with ``Z``; unknown fields are refused. A list is a page: ``items``, and ``next`
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
 from pydantic.functional_validators import AfterValidator
 
 JSON_TYPE: Final = "application/json"
@@ -45,6 +45,9 @@ Time = Annotated[
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 Count = Annotated[int, Field(ge=0)]
+SINGLE: Final = WithJsonSchema({"type": "number", "format": "float"})
+"""Marks numbers in single precision, which are float32 in Arrow too."""
+Single = Annotated[float, SINGLE]
 Label = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str | None
 
 
@@ -60,7 +63,9 @@ class Sort(StrEnum):
     """Columns by which features are sorted."""
 
     RATE = "rate"
+    RATE_LOW = "rate_low"
     FIRED = "fired"
+    REQUESTS = "requests"
     MEAN = "mean"
     STD = "std"
     MAX = "max"
@@ -144,6 +149,9 @@ class StreamStatus(RestModel):
         default=None, description="times mean and scale were replaced since the first dictionary, at most 16 counted"
     )
     variant: str | None = Field(default=None, description="how active features are chosen: topk, batchtopk, ...")
+    normalise: str | None = Field(
+        default=None, description="what makes rows comparable: scale, whiten or control; fvu is of the rows so made"
+    )
     learning_rate: float | None = Field(default=None, description="step size in force, in units of a decoder row")
     queue_rows: Count = Field(description="rows that wait for the learner")
     queue_bytes: Count = Field(description="bytes that wait for the learner")
@@ -229,21 +237,47 @@ class StreamWindowList(RestModel):
 
 
 class Feature(RestModel):
-    """One feature over a range of windows. Values are activations in the dictionary's normalised scale."""
+    """One feature over a range of windows. Values are activations in the dictionary's normalised scale.
+
+    With `attribute` and `value` all of it is of the rows of that cell, and what is not kept by cell is null: requests,
+    std, max and quantiles.
+    """
 
     index: Count = Field(description="index of the feature, 0..F-1")
     fired: Count | None = Field(description="rows on which it was active; null if no row was scored")
     rows: Count = Field(description="rows scored in the range, the base of rate")
     rate: float | None = Field(description="fired / rows; null if no row was scored")
+    rate_low: float | None = Field(
+        description="lower end of the rate's 95% interval (Wilson), as of independent rows; null if no row was scored, "
+        "or if it fired in one request only"
+    )
+    rate_high: float | None = Field(description="upper end of that interval")
+    requests: Count | None = Field(
+        description="requests in which it fired, added up over windows: one that spans two counts in both; null if not "
+        "known"
+    )
     mean: float | None = Field(description="mean value over the rows on which it fired; null if it did not fire")
     std: float | None = Field(
         description="population standard deviation of the value over the rows on which it fired; null if it did not"
     )
     max: float | None = Field(description="largest value; null if it did not fire")
+    q50: float | None = Field(
+        description="median of the value over the rows on which it fired, off by at most 1/17 of itself; null if it "
+        "fired on fewer than 5 rows or in fewer than 2 requests, or where it lies outside 0.0176 to 960"
+    )
+    q90: float | None = Field(description="9 in 10 of these values are not larger; as q50")
+    q99: float | None = Field(description="99 in 100 of these values are not larger; as q50")
     last_fired: Time | None = Field(description="end of the last window in which it fired; null if it did not fire")
     dictionary_version: Count | None = Field(
         description="version of the dictionary when it last fired; null if it did not fire"
     )
+    label: str | None = Field(
+        default=None,
+        description="its label: the one given by hand, else an imported one, else that with the highest score; null if "
+        "it has none",
+    )
+    label_source: str | None = Field(default=None, description="source of that label")
+    label_score: float | None = Field(default=None, description="its score; null if it was not checked")
 
 
 class FeatureList(RestModel):
@@ -262,6 +296,24 @@ class FeatureDetail(RestModel):
     since: Time | None = Field(description="windows that start at or after this are counted; null if there are none")
     until: Time | None = Field(description="windows that start before this are counted; null if there are none")
     feature: Feature = Field(description="its figures")
+    feature_id: int | None = Field(
+        default=None, description="id of the feature that stands at this index now; null before the first dictionary"
+    )
+    born_version: Count | None = Field(
+        default=None, description="version of the dictionary in which that feature began; windows before are of another"
+    )
+
+
+class FeatureAddress(RestModel):
+    """A feature with its id, which stays with it while the dictionary goes on learning, and its index, which is now."""
+
+    stream: str = Field(description="id of the stream")
+    feature_id: int = Field(description="the feature's id; never given to another one")
+    index: Count | None = Field(description="index at which it stands now; null if it was lost")
+    born_version: Count | None = Field(
+        description="version of the dictionary in which it began; null if that is no longer known"
+    )
+    lost_version: Count | None = Field(description="version of the dictionary in which it ended; null while it lives")
 
 
 class SeriesPoint(RestModel):
@@ -274,8 +326,24 @@ class SeriesPoint(RestModel):
         description="rows on which it was active: 0 where rows were scored and none fired, null where none was scored"
     )
     rate: float | None = Field(description="fired / rows; null if no row was scored")
+    rate_low: float | None = Field(
+        description="lower end of the rate's 95% interval (Wilson), as of independent rows; null if no row was scored, "
+        "or if it fired in one request only"
+    )
+    rate_high: float | None = Field(description="upper end of that interval")
+    requests: Count | None = Field(
+        description="requests in which it fired, added up over windows: one that spans two counts in both; null if not "
+        "known, and with attribute and value"
+    )
     mean: float | None = Field(description="mean value over the rows on which it fired; null if it did not fire")
-    max: float | None = Field(description="largest value; null if it did not fire")
+    max: float | None = Field(description="largest value; null if it did not fire, and with attribute and value")
+    dictionary_version: Count | None = Field(
+        description="version of the dictionary, in the last window of the step; null with attribute and value"
+    )
+    feature_id: int | None = Field(
+        description="id of the feature that stood at the index then: where it changes, the series goes on with another "
+        "feature; null if it is not known"
+    )
 
 
 class Series(RestModel):
@@ -285,6 +353,28 @@ class Series(RestModel):
     next: str | None = Field(default=None, description="cursor of the next page; null on the last")
     since: Time | None = Field(description="windows that start at or after this are covered; null if there are none")
     until: Time | None = Field(description="windows that start before this are covered; null if there are none")
+
+
+class Split(RestModel):
+    """A part of a stream's rows for which statistics of features are kept: those with one value of one attribute."""
+
+    attribute: str = Field(description="phase, or the name of an attribute of requests that learn.split_by names")
+    value: str = Field(
+        description="prompt or decode, or the attribute's value; 'other' stands for all values beyond its first 32"
+    )
+    rows: Count = Field(description="scored rows with it; those whose request does not have the attribute are in none")
+    requests: Count = Field(
+        description="requests they came from, added up over windows: one that spans two counts in both"
+    )
+
+
+class SplitList(RestModel):
+    """Parts of a stream's rows, by attribute, the largest first."""
+
+    items: list[Split] = Field(description="one per attribute and value")
+    next: str | None = Field(default=None, description="always null: the list is short and comes whole")
+    since: Time | None = Field(description="windows that start at or after this are counted; null if there are none")
+    until: Time | None = Field(description="windows that start before this are counted; null if there are none")
 
 
 class Example(RestModel):
@@ -312,11 +402,673 @@ class ExampleList(RestModel):
     next: str | None = Field(default=None, description="always null: the list is short and comes whole")
 
 
+# -- versions -----------------------------------------------------------------------------------------------------
+
+
+class Version(RestModel):
+    """One published version of a stream's dictionary.
+
+    The counts of features, from `stable` on, say how its features came from those of its parent; they are null without
+    one, and where the matches are no longer kept.
+    """
+
+    version: Count = Field(description="number of the version")
+    published: Time = Field(description="when it was published")
+    reason: str = Field(
+        description="first, moved (enough since the last one), transform (of mean and scale), requested, or resumed "
+        "(from an older checkpoint)"
+    )
+    parent: Count | None = Field(description="version that its features were matched with; null of the first")
+    fingerprint: str = Field(description="fingerprint of the model that it was learned from")
+    rows_learned: Count = Field(description="rows learned until then")
+    features: Count = Field(description="features F")
+    k: Count = Field(description="active features per row")
+    variant: str = Field(description="how active features are chosen")
+    digest: str | None = Field(description="sha256 of its weights; null if they were never kept")
+    kept: bool = Field(description="whether its weights are still kept, and can be had")
+    fvu: float | None = Field(description="fraction of variance unexplained of the probe rows")
+    decoder_moved: float | None = Field(
+        description="mean of 1 - cosine between its decoder rows and the parent's, over living features that were kept"
+    )
+    codes_moved: float | None = Field(
+        description="share of active (row, feature) pairs of the probe rows that are no longer active"
+    )
+    probe: Count = Field(description="number of the sample of probe rows; it rises when they are drawn anew")
+    probe_rows: Count = Field(description="rows of it, behind fvu, codes_moved and the matches' correlations")
+    stable: Count | None = Field(default=None, description="features that stayed as they were")
+    moved: Count | None = Field(default=None, description="features that are the same, but a little different")
+    split: Count | None = Field(default=None, description="features of the parent whose rows several now share")
+    merged: Count | None = Field(
+        default=None, description="features that now cover the rows of several of the parent's"
+    )
+    born: Count | None = Field(default=None, description="features that correspond to none of the parent's")
+    lost: Count | None = Field(default=None, description="features of the parent that nothing corresponds to")
+
+
+class VersionList(RestModel):
+    """Versions of a stream's dictionary, the latest first."""
+
+    items: list[Version] = Field(description="one per version")
+    next: str | None = Field(default=None, description="cursor of the next page; null on the last")
+
+
+class MatchKind(StrEnum):
+    """What became of a feature from one version to the next."""
+
+    STABLE = "stable"
+    MOVED = "moved"
+    SPLIT = "split"
+    MERGED = "merged"
+    BORN = "born"
+    LOST = "lost"
+
+
+class FeatureMatch(RestModel):
+    """A feature of a version's parent, and what it became; a split and a merger have one for each part."""
+
+    kind: str = Field(description="stable, moved, split, merged, born or lost")
+    from_id: int | None = Field(description="id of the feature in the parent; null of one that was born")
+    to_id: int | None = Field(description="id of the feature in the version; null of one that was lost")
+    from_index: Count | None = Field(description="its index in the parent")
+    to_index: Count | None = Field(description="its index in the version")
+    cosine: float | None = Field(description="cosine of the two decoder rows")
+    correlation: float | None = Field(
+        description="correlation of their activations on the probe rows; null where neither fires on 10 of them"
+    )
+
+
+class FeatureMatchList(RestModel):
+    """How the features of a version came from those of its parent, by index, those that were lost last."""
+
+    items: list[FeatureMatch] = Field(description="one per pair of features, and per feature without one")
+    next: str | None = Field(default=None, description="cursor of the next page; null on the last")
+    from_version: Count | None = Field(description="the parent; null of a version without one")
+    to_version: Count = Field(description="the version")
+
+
+# -- labels -------------------------------------------------------------------------------------------------------
+
+
+class FeatureLabel(RestModel):
+    """What somebody, or something, says that a feature is.
+
+    `precision`, `recall` and `score` say how well the label's rule predicts where the feature fires, on rows of
+    requests that the rule was not made from. They are null where a label has no rule to check, and where it was scored
+    elsewhere.
+    """
+
+    index: Count | None = Field(description="where the feature is now; null if it no longer exists")
+    feature_id: int = Field(description="the feature's id, which stays")
+    source: str = Field(description="manual, imported, rule (the built-in labeller), or the name of the model asked")
+    text: str = Field(description="the label; empty where it was just taken back")
+    author: str | None = Field(description="who gave it; null if that was not said")
+    rule: str | None = Field(description="JSON: when the feature fires, checked by machine; null without one")
+    score: float | None = Field(description="F1 on held-out rows; null if it was not checked")
+    precision: float | None = Field(description="share of the held-out rows it points at on which the feature fires")
+    recall: float | None = Field(description="share of the held-out rows on which the feature fires that it points at")
+    rows: Count | None = Field(description="held-out rows behind these figures")
+    fired: Count | None = Field(description="of them: the feature fired; over rows, what guessing would reach")
+    created: Time = Field(description="when it was given")
+    dictionary_version: Count = Field(description="version of the dictionary that it was made for")
+
+
+class LabelList(RestModel):
+    """Labels in force, in order of index and source."""
+
+    items: list[FeatureLabel] = Field(description="one per feature and source")
+    next: str | None = Field(default=None, description="cursor of the next page; null on the last")
+
+
+class LabelBody(RestModel):
+    """A label given by hand."""
+
+    text: str = Field(min_length=1, max_length=500, pattern=r"\S", description="the label")
+    author: str | None = Field(default=None, min_length=1, max_length=200, description="who gives it")
+
+
+class LabelProblem(RestModel):
+    """A line of an import that gave no label."""
+
+    line: Count = Field(description="number of the line, or of the entry, from 1")
+    message: str = Field(description="what is wrong with it")
+
+
+class LabelImport(RestModel):
+    """What an import did."""
+
+    imported: Count = Field(description="labels taken in")
+    skipped: Count = Field(description="lines that gave none")
+    problems: list[LabelProblem] = Field(description="the first twenty of them")
+
+
+class LabelMethod(StrEnum):
+    """How labels are found."""
+
+    RULE = "rule"
+    MODEL = "model"
+
+
+class LabelRunBody(RestModel):
+    """Which features to label, and how."""
+
+    method: LabelMethod = Field(
+        default=LabelMethod.RULE,
+        description="rule: what predicts best when the feature fires; model: ask the endpoint of the settings",
+    )
+    features: list[Annotated[int, Field(ge=0, lt=2**31)]] | None = Field(
+        default=None, min_length=1, max_length=65_536, description="their indices; by default the most frequent ones"
+    )
+    count: int = Field(default=200, ge=1, le=65_536, description="how many of the most frequent ones")
+    seconds: float = Field(default=60.0, gt=0, le=3600, description="longest time it may take")
+
+
+class LabelRunState(StrEnum):
+    """How far automatic labelling has come."""
+
+    IDLE = "idle"
+    RUNNING = "running"
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class LabelRun(RestModel):
+    """Automatic labelling: the run in progress, or the last one since the daemon's start. One runs at a time."""
+
+    state: LabelRunState = Field(
+        description="idle before the first; stopped where time ran out: the labels found until then are kept"
+    )
+    stream: str | None = Field(default=None, description="id of the stream")
+    method: LabelMethod | None = Field(default=None, description="how labels are found")
+    started: Time | None = Field(default=None, description="when it began")
+    ended: Time | None = Field(default=None, description="when it ended; null while it runs")
+    features: Count | None = Field(default=None, description="features to be labelled; null until they are known")
+    done: Count = Field(default=0, description="features looked at")
+    labelled: Count = Field(default=0, description="of them: a label was found and stored")
+    rows: Count | None = Field(default=None, description="rows of the stream's sample that it is made from")
+    requests: Count | None = Field(default=None, description="requests among them; half are held out for the scores")
+    problem: str | None = Field(default=None, description="why it stopped or failed, or what it went on without")
+
+
+# -- questions ----------------------------------------------------------------------------------------------------
+
+
+Index32 = Annotated[int, Field(ge=0, lt=2**31)]
+RequestId = Annotated[str, Field(min_length=1, max_length=1000)]
+LabelName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class FeatureSearchBody(RestModel):
+    """What features are looked for by: exactly one of label, token, piece, text and rows."""
+
+    label: str | None = Field(
+        default=None, min_length=1, max_length=500, description="part of a label, whatever its case"
+    )
+    token: int | None = Field(default=None, ge=0, lt=2**31, description="a token id: features that fire on its rows")
+    piece: str | None = Field(
+        default=None, min_length=1, max_length=500, description="a token string, exactly, where these are kept"
+    )
+    text: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=2000,
+        description="text, whatever its case, where token strings are kept: features that fire on its tokens' rows",
+    )
+    rows: list[list[float]] | None = Field(
+        default=None, description="rows x, shape [n, d], in the model's own scale: their strongest features"
+    )
+    limit: int = Field(default=20, ge=1, le=1000, description="features at most")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        given = [name for name in ("label", "token", "piece", "text", "rows") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of label, token, piece, text and rows; given are {given or 'none'}")
+        return self
+
+
+class FoundFeature(RestModel):
+    """A feature that was found.
+
+    Of a token, a piece or a text the figures are of the sample's rows that match; of rows, of the rows given.
+    `precision`, `mean` and, but for rows, `score` are null where it fires on fewer than 5 of them or in fewer than 2
+    requests.
+    """
+
+    index: Count = Field(description="index of the feature")
+    score: float | None = Field(
+        description="what features are in order of: the label's score; F1 of rate and precision; of rows, the mean "
+        "value over all of them"
+    )
+    rows: Count | None = Field(description="rows that match, the base of rate; null of a label")
+    fired: Count | None = Field(description="of them: rows on which it fires; null of a label")
+    requests: Count | None = Field(description="requests of these; null of a label and of rows")
+    rate: float | None = Field(description="fired / rows; null of a label")
+    rate_low: float | None = Field(description="lower end of the rate's 95% interval (Wilson), as of independent rows")
+    rate_high: float | None = Field(description="upper end of that interval")
+    precision: float | None = Field(description="share of all sampled rows on which it fires that match; null of rows")
+    mean: float | None = Field(description="mean value over the matching rows on which it fires")
+    label: str | None = Field(default=None, description="its label, or the one that was found; null without")
+    label_source: str | None = Field(default=None, description="source of that label")
+    label_score: float | None = Field(default=None, description="its score; null if it was not checked")
+
+
+class FeatureSearch(RestModel):
+    """Features that were found, best first."""
+
+    items: list[FoundFeature] = Field(description="one per feature")
+    next: str | None = Field(default=None, description="always null: the list is short and comes whole")
+    sample_rows: Count | None = Field(description="rows of the sample that was searched; null of a label and of rows")
+    dictionary_version: Count = Field(description="version of the dictionary")
+
+
+class InspectBody(RestModel):
+    """What is looked at: exactly one of request, request_key and rows."""
+
+    request: RequestId | None = Field(default=None, description="id of a request; the latest of that id is taken")
+    request_key: int | None = Field(default=None, ge=0, lt=2**63, description="key of a request in the store's tables")
+    rows: list[list[float]] | None = Field(default=None, description="rows x, shape [n, d], in the model's own scale")
+    limit: int = Field(default=50, ge=1, le=10_000, description="features at most")
+    places: int = Field(
+        default=5, ge=0, le=100, description="places given of each feature, the strongest ones, at most"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        given = [name for name in ("request", "request_key", "rows") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of request, request_key and rows; given are {given or 'none'}")
+        return self
+
+
+class FeaturePlace(RestModel):
+    """A row on which a feature fired."""
+
+    sequence: Count = Field(description="index of the row's sequence within the request's batch; of rows given, 0")
+    position: Count = Field(description="place of the row in its sequence; of rows given, its place among them")
+    value: float = Field(description="activation, normalised scale")
+    token: int | None = Field(description="token id; null where unknown")
+    piece: str | None = Field(description="token string; null where it is not kept")
+
+
+class InspectedFeature(RestModel):
+    """What a feature does in a request, or in the rows given."""
+
+    index: Count = Field(description="index of the feature")
+    fired: Count = Field(description="rows on which it fires")
+    rate: float = Field(description="share of the rows on which it fires")
+    mean: float = Field(description="mean activation over all of these rows, in whose order features are")
+    max: float = Field(description="largest activation")
+    usual_rate: float | None = Field(
+        description="share of the stream's sampled rows on which it fires; null if these are fewer than 5 or of fewer "
+        "than 2 requests"
+    )
+    places: list[FeaturePlace] = Field(description="where it fires most, as far as rows are kept; strongest first")
+    label: str | None = Field(default=None, description="its label; null without")
+    label_source: str | None = Field(default=None, description="source of that label")
+    label_score: float | None = Field(default=None, description="its score; null if it was not checked")
+
+
+class Inspection(RestModel):
+    """The features of a request, or of rows, strongest first."""
+
+    items: list[InspectedFeature] = Field(description="one per feature that fires")
+    next: str | None = Field(default=None, description="always null: the list comes whole")
+    request: str | None = Field(description="id of the request; null of rows")
+    request_key: int | None = Field(description="its key in the store's tables; null of rows")
+    rows: Count = Field(description="rows behind the figures; 0 if nothing is kept of the request")
+    complete: bool = Field(
+        description="whether these are all scored rows of the request in the windows in which it was sampled, or all "
+        "rows given that are finite; else they are what a uniform sample of rows holds of it"
+    )
+    dictionary_version: Count = Field(description="version of the dictionary")
+
+
+class NeighbourOrder(StrEnum):
+    """What neighbours are nearest by."""
+
+    COSINE = "cosine"
+    CORRELATION = "correlation"
+
+
+class Neighbour(RestModel):
+    """A feature near another."""
+
+    index: Count = Field(description="index of the feature")
+    cosine: float = Field(description="cosine of the two decoder rows")
+    correlation: float | None = Field(
+        description="correlation of the two activations over the sampled rows; null where both fire on fewer than 5"
+    )
+    together: Count = Field(description="sampled rows on which both fire")
+    label: str | None = Field(default=None, description="its label; null without")
+    label_source: str | None = Field(default=None, description="source of that label")
+    label_score: float | None = Field(default=None, description="its score; null if it was not checked")
+
+
+class NeighbourList(RestModel):
+    """Features near one, nearest first."""
+
+    items: list[Neighbour] = Field(description="one per feature")
+    next: str | None = Field(default=None, description="always null: the list is short and comes whole")
+    rows: Count = Field(description="sampled rows behind correlation and together")
+    chance_cosine: float = Field(
+        description="what the nearest of as many directions drawn at random would have, at most, in the mean"
+    )
+    dictionary_version: Count = Field(description="version of the dictionary")
+
+
+class PartnerOrder(StrEnum):
+    """What partners are in order of."""
+
+    COUNT = "count"
+    NPMI = "npmi"
+
+
+class Partner(RestModel):
+    """A feature that fires together with another, on a uniform sample of the stream's rows."""
+
+    index: Count = Field(description="index of the partner")
+    together: Count = Field(description="sampled rows on which both fire")
+    requests: Count = Field(description="requests of these")
+    fired: Count = Field(description="sampled rows on which the partner fires")
+    rate: float = Field(description="together over the rows on which the feature fires")
+    rate_low: float = Field(description="lower end of the rate's 95% interval (Wilson), as of independent rows")
+    rate_high: float = Field(description="upper end of that interval")
+    npmi: float | None = Field(
+        description="normalised pointwise mutual information: 1 only together, 0 as by chance; null for fewer than 5 "
+        "rows or 2 requests"
+    )
+    npmi_low: float | None = Field(description="npmi at rate_low, by which partners are ordered; null as npmi")
+    label: str | None = Field(default=None, description="the partner's label; null without")
+    label_source: str | None = Field(default=None, description="source of that label")
+    label_score: float | None = Field(default=None, description="its score; null if it was not checked")
+
+
+class PartnerList(RestModel):
+    """What fires together with a feature."""
+
+    items: list[Partner] = Field(description="one per partner")
+    next: str | None = Field(default=None, description="always null: the list is short and comes whole")
+    rows: Count = Field(
+        description="rows m of the sample: a share p of all rows is off by sqrt(p (1 - p) / m), rows being independent"
+    )
+    fired: Count = Field(description="of them: rows on which the feature fires, the base of rate")
+    dictionary_version: Count = Field(description="version of the dictionary")
+
+
+class TrafficSet(RestModel):
+    """Which requests: those for which everything given is so."""
+
+    since: str | None = Field(
+        default=None,
+        max_length=40,
+        description="rows at or after this: ISO 8601 with a zone, or -15m for 15 minutes ago (s, m, h, d)",
+    )
+    until: str | None = Field(default=None, max_length=40, description="rows before this, in the same form")
+    attributes: dict[LabelName, Label] = Field(
+        default_factory=dict, max_length=20, description="attributes that the request was given, such as tenant: acme"
+    )
+    outcomes: dict[LabelName, Label] = Field(
+        default_factory=dict,
+        max_length=20,
+        description="labels of its outcome, the latest told, such as hallucinated: true",
+    )
+    requests: list[RequestId] | None = Field(
+        default=None, min_length=1, max_length=10_000, description="ids of requests"
+    )
+
+
+class Measure(StrEnum):
+    """What of a request is looked at."""
+
+    RATE = "rate"
+    MEAN = "mean"
+
+
+class Side(StrEnum):
+    """One of two sets."""
+
+    A = "a"
+    B = "b"
+
+
+class ContrastBody(RestModel):
+    """Two sets of traffic to compare."""
+
+    a: TrafficSet = Field(description="the first set")
+    b: TrafficSet | None = Field(default=None, description="the second; by default all other requests")
+    measure: Measure = Field(
+        default=Measure.RATE,
+        description="of each request: rate, the share of its rows on which a feature fires, or mean, its mean "
+        "activation over all of its rows",
+    )
+    by_length: bool = Field(
+        default=True, description="compare requests with requests of about their own length, in rows, only"
+    )
+    least_requests: int = Field(
+        default=5, ge=2, le=10_000, description="requests of both sets in which a feature has to fire to be tested"
+    )
+    higher_in: Side | None = Field(default=None, description="only features with more in this set; by default both")
+    max_q: float | None = Field(default=None, gt=0, le=1, description="only features with at most this q")
+    limit: int = Field(default=50, ge=1, le=10_000, description="features at most")
+
+
+class ContrastedFeature(RestModel):
+    """What a feature does in two sets of requests.
+
+    `mean_a` and `mean_b` are null where it fires on fewer than 5 rows or in fewer than 2 requests of that set.
+    """
+
+    index: Count = Field(description="index of the feature")
+    difference: float = Field(description="rate_a - rate_b")
+    difference_low: float | None = Field(
+        description="lower end of its 95% interval, of independent requests; null where a set has one request only"
+    )
+    difference_high: float | None = Field(description="upper end of that interval; null as the lower")
+    effect: float = Field(
+        description="rank-biserial correlation: how much more often a request of A has the larger measure than one "
+        "of B (of about its length), from -1 to 1"
+    )
+    p: float = Field(description="two-sided p-value of the permutation test with requests as units")
+    q: float = Field(
+        description="q-value by Benjamini and Yekutieli over the tested features: of those up to q, at most this share "
+        "is there by chance, however features go together"
+    )
+    requests_a: Count = Field(description="requests of A in which it fires")
+    requests_b: Count = Field(description="requests of B in which it fires")
+    fired_a: Count = Field(description="rows of A on which it fires")
+    fired_b: Count = Field(description="rows of B on which it fires")
+    rate_a: float = Field(description="share of A's rows on which it fires")
+    rate_low_a: float = Field(description="lower end of its 95% interval (Wilson), as of independent rows")
+    rate_high_a: float = Field(description="upper end of that interval")
+    rate_b: float = Field(description="share of B's rows on which it fires")
+    rate_low_b: float = Field(description="lower end of its 95% interval (Wilson), as of independent rows")
+    rate_high_b: float = Field(description="upper end of that interval")
+    mean_a: float | None = Field(description="mean value over the rows of A on which it fires")
+    mean_b: float | None = Field(description="mean value over the rows of B on which it fires")
+    label: str | None = Field(default=None, description="its label; null without")
+    label_source: str | None = Field(default=None, description="source of that label")
+    label_score: float | None = Field(default=None, description="its score; null if it was not checked")
+
+
+class Contrast(RestModel):
+    """Features by how surely they differ between two sets of traffic."""
+
+    items: list[ContrastedFeature] = Field(description="one per feature, lowest p first")
+    next: str | None = Field(default=None, description="always null: the list comes whole")
+    requests_a: Count = Field(description="requests of A that something is kept of: a sample, see below")
+    requests_b: Count = Field(description="the same of B")
+    compared_a: Count = Field(description="of A: requests with a match of their length in B, which the test is of")
+    compared_b: Count = Field(description="the same of B")
+    rows_a: Count = Field(description="scored rows of A behind the rates")
+    rows_b: Count = Field(description="scored rows of B behind the rates")
+    in_both: Count = Field(description="requests left out because they are in both sets")
+    tested: Count = Field(description="features tested, over which q is")
+    whole: Count = Field(
+        description="requests of both sets of which all scored rows are known, from a sample of each window's "
+        "requests; of the others the rows in a uniform sample of the stream's rows are taken"
+    )
+    sample_low: float | None = Field(
+        description="least probability with which a window's requests were sampled; null where none was: a set's rates "
+        "weigh windows by it"
+    )
+    sample_high: float | None = Field(description="largest such probability")
+    dictionary_version: Count = Field(description="version of the dictionary")
+
+
+class RerankBody(RestModel):
+    """What to put in order: requests by a stored probe, or features by an outcome."""
+
+    probe: LabelName | None = Field(
+        default=None, description="name of a stored probe of requests, to order requests by"
+    )
+    k: int | None = Field(default=None, ge=1, description="its number of features; by default the one told best")
+    requests: list[RequestId] | None = Field(
+        default=None, min_length=1, max_length=10_000, description="ids of the requests to order"
+    )
+    outcomes: dict[LabelName, Label] | None = Field(
+        default=None, min_length=1, max_length=20, description="labels of an outcome, to order features by"
+    )
+    features: list[Index32] | None = Field(
+        default=None, min_length=1, max_length=65_536, description="indices of the features to order; by default all"
+    )
+    limit: int = Field(default=100, ge=1, le=10_000, description="items at most")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        by_probe = self.probe is not None and self.requests is not None
+        if by_probe == (self.outcomes is not None):
+            raise ValueError("give probe and requests, to order requests, or outcomes, to order features")
+        return self
+
+
+class Reranked(RestModel):
+    """A request or a feature in its place."""
+
+    request: str | None = Field(description="id of the request; null of a feature")
+    request_key: int | None = Field(description="its key in the store's tables; null of a feature")
+    index: Count | None = Field(description="index of the feature; null of a request")
+    score: float | None = Field(
+        description="of a request: the probe's probability; of a feature: rank-biserial correlation with the outcome, "
+        "-1 to 1; null where nothing is kept of it"
+    )
+    p: float | None = Field(description="of a feature: two-sided p-value of a permutation test, of this feature alone")
+    rows: Count | None = Field(description="of a request: rows behind the score")
+    requests: Count | None = Field(description="of a feature: requests in which it fires")
+
+
+class RerankedList(RestModel):
+    """Requests or features in order, highest score first, unknown ones last."""
+
+    items: list[Reranked] = Field(description="one per request or feature")
+    next: str | None = Field(default=None, description="always null: the list comes whole")
+    dictionary_version: Count = Field(description="version of the dictionary")
+
+
+class GivenCode(RestModel):
+    """A code to rebuild a row from."""
+
+    index: list[Index32] = Field(max_length=65_536, description="feature indices, none twice")
+    value: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        max_length=65_536, description="their values, normalised scale"
+    )
+
+
+class DecodeBody(RestModel):
+    """Codes to decode."""
+
+    codes: list[GivenCode] = Field(description="one per row")
+
+
+class DecodedRow(RestModel):
+    """A row rebuilt from a code."""
+
+    row: list[Single | None] = Field(
+        description="the row, in the model's own scale (JSON has no NaN and Inf: these are null there)"
+    )
+
+
+class DecodedList(RestModel):
+    """Rows rebuilt from the given codes, in their order."""
+
+    items: list[DecodedRow] = Field(description="one per code")
+    next: str | None = Field(default=None, description="always null: rows come whole")
+    dictionary_version: Count = Field(description="version of the dictionary that rebuilt them")
+
+
+class ProbeBody(RestModel):
+    """What a probe is to tell: exactly one of outcomes, tokens and pieces."""
+
+    name: LabelName = Field(description="name to store it under; the latest of a name counts")
+    outcomes: dict[LabelName, Label] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=20,
+        description="labels of requests' outcomes: requests with all of them are told from the other requests that "
+        "have an outcome with these labels",
+    )
+    tokens: list[Index32] | None = Field(
+        default=None, min_length=1, max_length=1000, description="token ids: their rows are told from all other rows"
+    )
+    pieces: list[Annotated[str, Field(min_length=1, max_length=500)]] | None = Field(
+        default=None, min_length=1, max_length=1000, description="token strings, exactly, where these are kept"
+    )
+    measure: Measure = Field(default=Measure.MEAN, description="of requests: what of each is looked at")
+    sizes: list[Annotated[int, Field(ge=1, le=64)]] = Field(
+        default=[1, 2, 4, 8, 16], min_length=1, max_length=8, description="numbers of features k"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        given = [name for name in ("outcomes", "tokens", "pieces") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of outcomes, tokens and pieces; given are {given or 'none'}")
+        return self
+
+
+class Probe(RestModel):
+    """The k features that tell a label best, and how well they tell it of requests that were held out.
+
+    The logit of a unit is `bias` plus the sum of `weights` times its values at `features`; it is called where that is
+    at least `threshold`.
+    """
+
+    name: str = Field(description="its name")
+    created: Time = Field(description="when it was made")
+    dictionary_version: Count = Field(description="version of the dictionary")
+    target: str = Field(description="JSON: what it tells, and of what")
+    k: Count = Field(description="features that it may use")
+    features: list[int] = Field(description="their indices, in the order in which they were chosen")
+    weights: list[float] = Field(description="of each, in the scale of its values")
+    bias: float = Field(description="logit where none fires")
+    threshold: float = Field(description="least logit that is called, best by F1 where it was fitted")
+    chosen_again: list[float] = Field(description="of each, share of the folds that chose it too")
+    f1: float | None = Field(description="F1 on units held out, over all folds")
+    f1_chance: float | None = Field(description="F1 of as many calls made at random")
+    f1_always: float | None = Field(description="F1 of calling every unit")
+    auroc: float | None = Field(description="area under the ROC curve on units held out, within folds")
+    auroc_low: float | None = Field(description="lower end of its 95% interval, of independent requests")
+    auroc_high: float | None = Field(description="upper end of that interval")
+    neuron_auroc: float | None = Field(
+        description="the same of the best single element of the raw rows, chosen and scored alike; null of requests"
+    )
+    units: Count = Field(description="requests, or rows, behind the figures")
+    requests: Count = Field(description="requests that these are of")
+    positives: Count = Field(description="units with the label")
+
+
+class ProbeList(RestModel):
+    """Stored probes, the latest of each name and k, by name and k."""
+
+    items: list[Probe] = Field(description="one per name and k")
+    next: str | None = Field(default=None, description="always null: the list comes whole")
+
+
 # -- codes --------------------------------------------------------------------------------------------------------
 
 
-class EncodeBody(RestModel):
-    """Rows to encode."""
+class RowsBody(RestModel):
+    """Rows to encode, or to rebuild."""
 
     rows: list[list[float]] = Field(description="rows x, shape [n, d], in the model's own scale")
 
@@ -340,6 +1092,25 @@ class CodeList(RestModel):
     dictionary_version: Count = Field(description="version of the dictionary that encoded them")
 
 
+class Reconstruction(RestModel):
+    """One row as its code rebuilds it."""
+
+    row: list[Single | None] = Field(
+        description="the row rebuilt, in the model's own scale; a sink, and a row that is not finite, as it was given "
+        "(JSON has no NaN and Inf: these are null there)"
+    )
+    sink: bool = Field(description="true if the norm is beyond the stream's sink threshold")
+    finite: bool = Field(description="false if the row has NaN or Inf somewhere")
+
+
+class ReconstructionList(RestModel):
+    """The given rows, rebuilt, in their order."""
+
+    items: list[Reconstruction] = Field(description="one per row")
+    next: str | None = Field(default=None, description="always null: rows come whole")
+    dictionary_version: Count = Field(description="version of the dictionary that rebuilt them")
+
+
 class FvuByFeatures(RestModel):
     """What the largest few features of a row explain."""
 
@@ -351,6 +1122,9 @@ class DictionaryQuality(RestModel):
     """How good a stream's dictionary is, on rows that it was not trained on."""
 
     dictionary_version: Count = Field(description="version of the dictionary")
+    digest: str | None = Field(
+        default=None, description="sha256 of the weights of that version, as they were published"
+    )
     time: Time | None = Field(default=None, description="when the latest of the assessed rows was captured")
     rows: Count = Field(description="rows behind l0 and fvu_by_features: the first of a window")
     l0: float | None = Field(default=None, description="mean active features of these rows")

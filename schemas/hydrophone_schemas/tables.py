@@ -56,9 +56,12 @@ FEATURE_WINDOW: Final = _schema(
     ("window_end", TIME),
     ("feature", pa.int32()),
     ("fired", pa.int64()),  # rows on which the feature was active
+    ("requests", pa.int64(), True),  # distinct requests among them
     ("sum", pa.float64()),
     ("sum_squares", pa.float64()),
     ("max", pa.float32()),
+    ("buckets", pa.list_(pa.int16())),  # of its values, see docs/explanation/statistics.md: those not empty, rising
+    ("counts", pa.list_(pa.int32())),  # for each of them: values in it
     ("dictionary_version", pa.int32()),
 )
 """Only features that fired in the window have a row; join ``stream_window`` for the number of rows behind it."""
@@ -120,17 +123,18 @@ DICTIONARY: Final = _schema(
     ("stream_key", pa.int32()),
     ("version", pa.int32()),
     ("published", TIME),
-    ("reason", pa.string()),  # first, moved, transform or requested
+    ("reason", pa.string()),  # first, moved, transform, requested, or resumed (from an older checkpoint)
     ("parent", pa.int32(), True),  # version it was matched with
     ("rows_learned", pa.int64()),
     ("features", pa.int32()),
     ("k", pa.int32()),
     ("variant", pa.string()),
-    ("digest", pa.string()),  # sha256 of the artefact's weights
+    ("digest", pa.string(), True),  # sha256 of the artefact's weights; null where none was made
     ("fvu", pa.float64(), True),  # of the probe rows
-    ("decoder_moved", pa.float64(), True),  # mean of 1 - cosine over the features that were kept
+    ("decoder_moved", pa.float64(), True),  # mean of 1 - cosine over living features that were kept
     ("codes_moved", pa.float64(), True),  # share of active (row, feature) pairs of the probe rows that are no longer so
-    ("probe_rows", pa.int64()),  # rows behind fvu, codes_moved and the correlations of feature_match
+    ("probe", pa.int32()),  # number of the sample of probe rows
+    ("probe_rows", pa.int64()),  # its rows, behind fvu, codes_moved and the correlations of feature_match
 )
 """One row per published version of a stream's dictionary."""
 
@@ -139,7 +143,7 @@ FEATURE: Final = _schema(
     ("dictionary_version", pa.int32()),
     ("feature_id", pa.int64()),
     ("feature", pa.int32()),
-    ("state", pa.string()),  # born, moved (another index) or lost
+    ("state", pa.string()),  # born, renumbered (stands at another index) or lost
 )
 """Where a feature's id stands: from this version on at index ``feature``, or no longer. An id is never used again."""
 
@@ -148,7 +152,8 @@ FEATURE_MATCH: Final = _schema(
     ("from_version", pa.int32()),
     ("to_version", pa.int32()),
     ("kind", pa.string()),  # stable, moved, split, merged, born or lost
-    ("feature_id", pa.int64()),
+    ("from_id", pa.int64(), True),
+    ("to_id", pa.int64(), True),
     ("from_feature", pa.int32(), True),
     ("to_feature", pa.int32(), True),
     ("cosine", pa.float64(), True),  # of the decoder rows
@@ -222,11 +227,16 @@ PROBE: Final = _schema(
     ("features", pa.list_(pa.int32())),
     ("weights", pa.list_(pa.float64())),
     ("bias", pa.float64()),
+    ("threshold", pa.float64()),  # least logit that is called
+    ("chosen_again", pa.list_(pa.float64())),  # of each feature: share of the folds that chose it too
     ("f1", pa.float64(), True),
+    ("f1_chance", pa.float64(), True),  # of as many calls made at random
     ("auroc", pa.float64(), True),
     ("auroc_low", pa.float64(), True),
     ("auroc_high", pa.float64(), True),
+    ("neuron_auroc", pa.float64(), True),  # of the best single element of the raw rows
     ("units", pa.int64()),  # held-out requests, or rows, behind the scores
+    ("requests", pa.int64()),  # that these are of
     ("positives", pa.int64()),
 )
 """Sparse linear probes that were asked for."""

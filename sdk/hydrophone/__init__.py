@@ -4,21 +4,25 @@
 
     tap = hydrophone.attach(model, sites=["model.layers.15"])
 
-:func:`attach` hooks a PyTorch model; :func:`log` takes rows from anything else. Importing this package imports no
-torch.
+:func:`attach` hooks a PyTorch model; :func:`log` takes rows from anything else; :func:`loss_recovered` says how much of
+the model's loss a dictionary keeps. Importing this package imports no torch.
 """
 
 from hydrophone.errors import (
     CannotHook,
     DaemonFailed,
     DaemonNotFound,
+    DaemonUnreachable,
+    DictionaryChanged,
     HydrophoneError,
     InvalidArray,
     InvalidOption,
     InvalidSite,
+    RequestRefused,
     SiteNotFound,
 )
 from hydrophone.log import flush, log
+from hydrophone.loss import LossRecovered, loss_recovered
 from hydrophone.producer import VERSION
 from hydrophone.requests import Scope
 from hydrophone.tap import Status, Tap, attach
@@ -29,10 +33,14 @@ __all__ = [
     "CannotHook",
     "DaemonFailed",
     "DaemonNotFound",
+    "DaemonUnreachable",
+    "DictionaryChanged",
     "HydrophoneError",
     "InvalidArray",
     "InvalidOption",
     "InvalidSite",
+    "LossRecovered",
+    "RequestRefused",
     "Scope",
     "SiteNotFound",
     "Status",
@@ -41,4 +49,5 @@ __all__ = [
     "attach",
     "flush",
     "log",
+    "loss_recovered",
 ]

@@ -1,4 +1,4 @@
-"""Hooks: what runs inside the user's model. The only module of the SDK that uses torch.
+"""Hooks: what runs inside the user's model. With ``replay``, the only module of the SDK that uses torch.
 
 A hook copies the rows, appends them to the buffer and returns; it never waits for a device, a lock held for long or
 the network, and no exception leaves it. On CUDA the copy goes to pinned memory without blocking, and an event
@@ -9,7 +9,7 @@ events and pinned memory, but has not been run on a GPU.
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from hydrophone.errors import CannotHook, InvalidOption
 from hydrophone.forward import Columns, Forward
-from hydrophone.requests import UNSAMPLED, RequestBook
+from hydrophone.requests import UNSAMPLED, RequestBook, paused
 from hydrophone.sites import Site
 from hydrophone.streams import Stream
 
+T = TypeVar("T")
 DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """Dtypes that are sent, by name."""
 
@@ -155,6 +156,8 @@ class Hooks:
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             try:
+                if paused():
+                    return
                 # An outer wrapper may have begun this forward already; an interrupted one never ended.
                 if running.owner is None or running.owner is module:
                     running.owner = module
@@ -165,7 +168,7 @@ class Hooks:
 
         def after(module: nn.Module, _args: Any, output: Any) -> None:
             try:
-                if running.owner is module:
+                if running.owner is module and not paused():
                     forward, running.forward, running.owner = running.forward, None, None
                     if output is not None:  # None: the forward raised
                         watch.completed()
@@ -173,8 +176,8 @@ class Hooks:
             except Exception as error:  # noqa: BLE001  nothing that goes wrong here may reach the model
                 watch.failed(error)
 
-        self._handles.append(module.register_forward_pre_hook(_uncompiled(before), with_kwargs=True))
-        self._handles.append(module.register_forward_hook(_uncompiled(after), always_call=True))
+        self._handles.append(module.register_forward_pre_hook(uncompiled(before), with_kwargs=True))
+        self._handles.append(module.register_forward_hook(uncompiled(after), always_call=True))
 
     def _hook_site(self, site: Site, stream: Stream) -> None:
         take = self._taker(site, stream)
@@ -193,16 +196,18 @@ class Hooks:
                 watch.failed(error)
 
         if site.part == "input":
-            self._handles.append(site.module.register_forward_pre_hook(_uncompiled(before), with_kwargs=True))
+            self._handles.append(site.module.register_forward_pre_hook(uncompiled(before), with_kwargs=True))
         else:
-            self._handles.append(site.module.register_forward_hook(_uncompiled(after)))
+            self._handles.append(site.module.register_forward_hook(uncompiled(after)))
 
     def _taker(self, site: Site, stream: Stream) -> Callable[[Any], None]:
         """What a hook of ``site`` does with the value it sees."""
         running, book, put, dtype, index = self._running, self._root.book, self._put, self._dtype, site.element
 
         def take(value: Any) -> None:
-            tensor = value if type(value) is Tensor and not index else _select(value, index)
+            if paused():
+                return
+            tensor = value if type(value) is Tensor and not index else select(value, index)
             forward = running.forward
             if forward is None:
                 # A checkpointed block that is computed again in the backward pass has been seen already.
@@ -372,7 +377,7 @@ def _rows(tensor: Tensor) -> int:
     return tensor.numel() // max(1, width)
 
 
-def _select(value: Any, index: int | None) -> Tensor | None:
+def select(value: Any, index: int | None) -> Tensor | None:
     """The tensor at ``index`` of a tuple, list or mapping, or the first tensor."""
     if isinstance(value, Tensor):
         return None if index else value
@@ -405,6 +410,6 @@ def _first_tensor(values: Iterable[Any]) -> Tensor | None:
     return next((value for value in values if isinstance(value, Tensor)), None)
 
 
-def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
+def uncompiled(hook: Callable[..., T]) -> Callable[..., T]:
     """Keep a hook out of compiled graphs: it is called between them."""
-    return cast("Callable[..., None]", torch.compiler.disable(hook))  # type: ignore[no-untyped-call]
+    return cast("Callable[..., T]", torch.compiler.disable(hook))  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ HydrophoneError
 +-- DaemonFailed      an embedded daemon did not start
 +-- DaemonUnreachable nothing answers at the API's address
 +-- RequestRefused    the API refused a request; carries its detail
++-- DictionaryChanged a dictionary was replaced while it was measured
 """
 
 
@@ -51,3 +52,7 @@ class DaemonUnreachable(HydrophoneError):  # noqa: N818  named after its cause
 
 class RequestRefused(HydrophoneError):  # noqa: N818  named after its cause
     """The daemon's API refused a request; the message holds the status and the problem's detail."""
+
+
+class DictionaryChanged(HydrophoneError):  # noqa: N818  named after its cause
+    """A stream's dictionary got a new version while it was being measured."""

@@ -2,7 +2,7 @@
 
 In order: the innermost ``tap.request()`` scope of the running context (a context variable, so that threads, asyncio
 tasks and ``asyncio.to_thread`` each see their own); else the request that began the KV cache which the forward
-continues; else a new request for each batch element.
+continues; else a new request for each batch element. Passes under :func:`pause` belong to none.
 """
 
 import itertools
@@ -123,6 +123,24 @@ class Scope:
 
 
 _SCOPE: ContextVar[Scope | None] = ContextVar("hydrophone_request", default=None)
+
+
+_PAUSED: ContextVar[bool] = ContextVar("hydrophone_paused", default=False)
+
+
+@contextmanager
+def pause() -> Iterator[None]:
+    """Let no tap listen to forward passes of the running context, nor count them; other threads are heard."""
+    token = _PAUSED.set(True)
+    try:
+        yield
+    finally:
+        _PAUSED.reset(token)
+
+
+def paused() -> bool:
+    """Whether the running context is inside :func:`pause`."""
+    return _PAUSED.get()
 
 
 class _Cached(NamedTuple):

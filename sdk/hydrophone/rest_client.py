@@ -1,4 +1,4 @@
-"""A small client of the daemon's REST API, on the standard library: JSON in, JSON out."""
+"""A small client of the daemon's REST API, on the standard library: JSON in, JSON out; bytes where these are wanted."""
 
 import json
 import urllib.error
@@ -51,11 +51,26 @@ class RestClient:
         headers = {"Content-Type": "application/json"}
         return self._send(urllib.request.Request(self.url + quote_path(path), data=data, headers=headers), ())  # noqa: S310  checked by _read_url
 
+    def post_bytes(self, path: str, body: bytes, kind: str) -> bytes:
+        """The answer, of the media type ``kind``, to a ``body`` of the same type."""
+        headers = {"Content-Type": kind, "Accept": kind}
+        return self._open(urllib.request.Request(self.url + quote_path(path), data=body, headers=headers), ())  # noqa: S310  checked by _read_url
+
     def _send(self, request: urllib.request.Request, also: Collection[int]) -> Any:
         request.add_header("Accept", "application/json")
+        body = self._open(request, also)
+        try:
+            return json.loads(body)
+        except ValueError:
+            raise DaemonUnreachable(
+                f"what answers at {self.url} is no Hydrophone daemon: it sends no JSON. "
+                "Give the daemon's address: --url or $HYDROPHONE_URL"
+            ) from None
+
+    def _open(self, request: urllib.request.Request, also: Collection[int]) -> bytes:
         try:
             with self._opener.open(request, timeout=self.timeout) as answer:
-                body = answer.read(_LARGEST_ANSWER)
+                body: bytes = answer.read(_LARGEST_ANSWER)
         except urllib.error.HTTPError as error:
             with error:
                 body = error.read(_LARGEST_ANSWER)
@@ -66,13 +81,7 @@ class RestClient:
                 f"no daemon answers at {self.url} ({getattr(error, 'reason', error)}). "
                 "Start one with: hydrophone serve. If it listens elsewhere, give its address: --url or $HYDROPHONE_URL"
             ) from None
-        try:
-            return json.loads(body)
-        except ValueError:
-            raise DaemonUnreachable(
-                f"what answers at {self.url} is no Hydrophone daemon: it sends no JSON. "
-                "Give the daemon's address: --url or $HYDROPHONE_URL"
-            ) from None
+        return body
 
 
 def quote_path(path: str) -> str:

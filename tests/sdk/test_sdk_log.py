@@ -137,8 +137,9 @@ except hydrophone.DaemonNotFound as error:
 
 
 PUBLIC = {
-    "CannotHook", "DaemonFailed", "DaemonNotFound", "HydrophoneError", "InvalidArray", "InvalidOption", "InvalidSite",
-    "Scope", "SiteNotFound", "Status", "Tap", "__version__", "attach", "flush", "log",
+    "CannotHook", "DaemonFailed", "DaemonNotFound", "DaemonUnreachable", "DictionaryChanged", "HydrophoneError",
+    "InvalidArray", "InvalidOption", "InvalidSite", "LossRecovered", "RequestRefused", "Scope", "SiteNotFound",
+    "Status", "Tap", "__version__", "attach", "flush", "log", "loss_recovered",
 }  # fmt: skip
 
 

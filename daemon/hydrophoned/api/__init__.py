@@ -1,7 +1,7 @@
 """The REST API: aiohttp endpoints over a :class:`Backend`. Only this package speaks HTTP."""
 
 from hydrophoned.api.app import create_app, create_runner
-from hydrophoned.api.backend import Backend, EncodedRows
+from hydrophoned.api.backend import Backend, EncodedRows, NumberedFeatures, ReconstructedRows
 from hydrophoned.api.errors import ApiError, Refused, Unavailable
 from hydrophoned.api.server import HttpServer
 
@@ -10,6 +10,8 @@ __all__ = [
     "Backend",
     "EncodedRows",
     "HttpServer",
+    "NumberedFeatures",
+    "ReconstructedRows",
     "Refused",
     "Unavailable",
     "create_app",

@@ -8,7 +8,7 @@ from typing import Any, Final
 from aiohttp import web
 from hydrophone_schemas.rest import JSON_TYPE
 
-from hydrophoned.api import codes, daemon, features, requests, streams
+from hydrophoned.api import codes, daemon, dictionaries, features, labels, questions, requests, splits, streams
 from hydrophoned.api.backend import Backend
 from hydrophoned.api.endpoint import Call, Endpoint, Raw
 from hydrophoned.api.guard import add_security_headers, host_check, time_limit
@@ -30,8 +30,12 @@ async def _get_openapi(call: Call) -> Raw:
 ENDPOINTS: Final = (
     *daemon.ENDPOINTS,
     Endpoint("GET", "/openapi.json", _get_openapi, "This API as an OpenAPI 3.1 document", "daemon"),
+    *dictionaries.ENDPOINTS,
     *features.ENDPOINTS,
+    *labels.ENDPOINTS,
+    *splits.ENDPOINTS,
     *codes.ENDPOINTS,
+    *questions.ENDPOINTS,
     *streams.ENDPOINTS,
     *requests.ENDPOINTS,
 )

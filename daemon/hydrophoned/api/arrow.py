@@ -7,7 +7,7 @@ from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import pyarrow as pa
-from hydrophone_schemas.rest import NEXT_KEY, RestModel, format_time
+from hydrophone_schemas.rest import NEXT_KEY, SINGLE, RestModel, format_time
 
 _PLAIN = {
     int: pa.int64(),
@@ -68,6 +68,8 @@ def _arrow_type(annotation: Any) -> tuple[pa.DataType, bool]:
     """Arrow type of a model's annotation, and whether it may be null."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
+        if SINGLE in arguments:
+            return pa.float32(), False
         return _arrow_type(arguments[0])
     if origin in {Union, types.UnionType}:
         options = [option for option in arguments if option is not type(None)]

@@ -1,13 +1,27 @@
 """What the API needs of the daemon behind it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from hydrophone_schemas.rest import DictionaryQuality, SelfReport, StreamStatus
+from hydrophone_schemas.rest import (
+    ContrastBody,
+    DictionaryQuality,
+    FeatureSearchBody,
+    InspectBody,
+    LabelRun,
+    LabelRunBody,
+    NeighbourOrder,
+    PartnerOrder,
+    ProbeBody,
+    RerankBody,
+    RestModel,
+    SelfReport,
+    StreamStatus,
+)
 from numpy.typing import NDArray
 
-from hydrophoned.store import StoreReader
+from hydrophoned.store import Label, StoreReader
 
 
 class EncodedRows(NamedTuple):
@@ -23,6 +37,75 @@ class EncodedRows(NamedTuple):
     finite: NDArray[np.bool_]
 
 
+class ReconstructedRows(NamedTuple):
+    """n rows as a dictionary rebuilds them: ``row`` float32 [n, d], ``sink`` and ``finite`` bool [n]."""
+
+    row: NDArray[np.float32]
+    sink: NDArray[np.bool_]
+    finite: NDArray[np.bool_]
+    dictionary_version: int
+
+
+class NumberedFeatures(NamedTuple):
+    """The ids of a dictionary's features, int64 [F], and the version of it."""
+
+    ids: NDArray[np.int64]
+    dictionary_version: int
+
+
+class Answered(NamedTuple):
+    """The items of a list, and the fields of the list besides ``items`` and ``next``."""
+
+    items: Sequence[RestModel]
+    about: Mapping[str, Any]
+
+
+class FeatureQuestions(Protocol):
+    """Questions about features. All methods block and are called in threads of the API's own."""
+
+    def search(self, status: StreamStatus, body: FeatureSearchBody, rows: NDArray[np.float32] | None) -> Answered:
+        """Features by what ``body`` says, or those of ``rows`` [n, d]: ``rest.FoundFeature``."""
+
+    def inspect(self, status: StreamStatus, body: InspectBody, rows: NDArray[np.float32] | None) -> Answered:
+        """What features do in a request, or in ``rows`` [n, d]: ``rest.InspectedFeature``; raises Refused (404)."""
+
+    def neighbours(self, status: StreamStatus, feature: int, order: NeighbourOrder, limit: int) -> Answered:
+        """Features near one: ``rest.Neighbour``."""
+
+    def partners(self, status: StreamStatus, feature: int, order: PartnerOrder, limit: int) -> Answered:
+        """What fires together with a feature: ``rest.Partner``."""
+
+    def decode(
+        self, status: StreamStatus, index: NDArray[np.int32], value: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], int]:
+        """Rows [n, d] of codes [n, k], whose indices exist, and the dictionary's version."""
+
+
+class TrafficQuestions(Protocol):
+    """Questions about traffic. All methods block and are called in threads of the API's own."""
+
+    def contrast(self, status: StreamStatus, body: ContrastBody) -> Answered:
+        """Features that differ: ``rest.ContrastedFeature``; raises Refused (404, 409, 422)."""
+
+    def rerank(self, status: StreamStatus, body: RerankBody) -> Answered:
+        """Requests or features in order: ``rest.Reranked``; raises Refused (404, 409)."""
+
+    def make_probes(self, status: StreamStatus, body: ProbeBody) -> Answered:
+        """Fit and store probes: ``rest.Probe``; raises Refused (409)."""
+
+    def probes(self, status: StreamStatus, name: str | None) -> Answered:
+        """Stored probes: ``rest.Probe``."""
+
+
+class ArtefactFiles(NamedTuple):
+    """A version's files as one tar: ``digest`` is that of its weights, ``chunks`` reads ``nbytes`` from the disk."""
+
+    digest: str
+    nbytes: int
+    name: str
+    chunks: Callable[[], Iterator[bytes]]
+
+
 class Backend(Protocol):
     """The daemon as the API sees it. All methods are called on the event loop's thread and must not block it."""
 
@@ -33,6 +116,14 @@ class Backend(Protocol):
     @property
     def reader(self) -> StoreReader:
         """Reads the store; the API calls it in threads of its own."""
+
+    @property
+    def questions(self) -> FeatureQuestions:
+        """Answers questions about features."""
+
+    @property
+    def traffic(self) -> TrafficQuestions:
+        """Answers questions about traffic."""
 
     def now(self) -> int:
         """UTC time in microseconds."""
@@ -49,8 +140,41 @@ class Backend(Protocol):
         Raises :class:`hydrophoned.api.errors.Unavailable` when the learner cannot answer now.
         """
 
+    async def reconstruct(self, stream_id: str, x: NDArray[np.float32]) -> ReconstructedRows:
+        """Rows x [n, d] rebuilt, under the conditions of :meth:`encode`; raises as it does.
+
+        Sink rows and rows that are not finite come back as they were given.
+        """
+
     async def quality(self, stream_id: str) -> DictionaryQuality:
         """How good the dictionary of a stream that exists is; raises as :meth:`encode` does."""
+
+    async def feature_ids(self, stream_id: str) -> NumberedFeatures:
+        """Which feature is at each index, of a stream that has a dictionary; raises as :meth:`encode` does."""
+
+    async def publish(self, stream_id: str) -> dict[str, Any]:
+        """Publish the dictionary of a stream that has one; the new version's row of the table ``dictionary``.
+
+        Raises as :meth:`encode` does.
+        """
+
+    def versions_kept(self, stream_id: str) -> set[int]:
+        """The versions whose weights are kept. Blocks on the disk: the API calls it in threads of its own."""
+
+    def artefact(self, stream_id: str, version: int) -> ArtefactFiles | None:
+        """A version's files, None where they are not kept. Blocks as :meth:`versions_kept` does."""
+
+    async def put_labels(self, stream_key: int, labels: Sequence[Label]) -> None:
+        """Store labels; they are read back once this returns. Raises Unavailable when the store does not take them."""
+
+    def start_labelling(self, stream_id: str, body: LabelRunBody) -> LabelRun:
+        """Begin automatic labelling of a stream that exists.
+
+        Raises :class:`hydrophoned.api.errors.Refused` (409) where a run is in progress or the settings forbid it.
+        """
+
+    def labelling(self) -> LabelRun:
+        """The run of automatic labelling in progress, or the last one."""
 
     def put_outcome(self, request_id: str, model: str, labels: dict[str, Any], time: int, source: str) -> None:
         """Record what the user told of a request; ``time`` is UTC in us."""

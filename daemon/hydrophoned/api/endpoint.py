@@ -1,7 +1,8 @@
 """Endpoints, declared once: path, query, body and answer; from the declaration come validation, answers and OpenAPI."""
 
+import asyncio
 import difflib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
@@ -22,11 +23,13 @@ from pydantic import Field, ValidationError
 from hydrophoned.api.arrow import as_dicts, as_table, stream_bytes
 from hydrophoned.api.backend import Backend
 from hydrophoned.api.errors import Refused
+from hydrophoned.api.etags import is_known, tag_of
 from hydrophoned.api.negotiation import choose
 from hydrophoned.api.problems import not_found, parameter_problem
 from hydrophoned.api.reads import Reads
 
 MAX_INDEX: Final = 2**31 - 1
+MAX_ID: Final = 2**63 - 1
 
 PATH_PARAMETERS: Final = {
     # a stream id has one slash, which may also come as %2F
@@ -35,6 +38,8 @@ PATH_PARAMETERS: Final = {
         "id of the stream, name@version/site; its slash may be written as it is or as %2F",
     ),
     "index": (r"[^/]+", "index of the feature, 0..F-1"),
+    "version": (r"[^/]+", "number of the dictionary's version"),
+    "feature_id": (r"[^/]+", "id of the feature, which stays with it across versions"),
     "id": (r"[^/]+", "id of the request, percent-encoded: any character may stand in it"),
 }
 """Pattern and description of every path parameter."""
@@ -61,10 +66,11 @@ class PageQuery(FormatQuery):
 
 @dataclass(frozen=True)
 class One:
-    """An answer that is one object."""
+    """An answer that is one object; with ``tagged`` it is not sent to a client that has just this already."""
 
     model: RestModel
     status: int = HTTPStatus.OK
+    tagged: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,18 @@ class Raw:
     status: int = HTTPStatus.OK
 
 
-Answer = One | Listing | Raw
+@dataclass(frozen=True)
+class Download:
+    """An answer that is a file: ``nbytes`` bytes, which ``chunks`` reads from the disk, known to clients by ``tag``."""
+
+    tag: str
+    nbytes: int
+    name: str
+    content_type: str
+    chunks: Callable[[], Iterator[bytes]]
+
+
+Answer = One | Listing | Raw | Download
 
 
 @dataclass(frozen=True)
@@ -111,6 +128,13 @@ class Call:
             known = [stream.id for stream in self.backend.streams()]
             raise not_found("stream-not-found", f"there is no stream {name!r}", difflib.get_close_matches(name, known))
         return status
+
+    def number(self, name: str) -> int:
+        """The whole number from 0 in the path under ``name``; raises Refused (400)."""
+        text = self.path[name]
+        if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_ID)) and int(text) <= MAX_ID):
+            raise parameter_problem(name, "path", f"{text!r} is not a whole number from 0")
+        return int(text)
 
     def index(self, status: StreamStatus) -> int:
         """The feature index in the path; raises Refused (400, 404)."""
@@ -173,13 +197,20 @@ class Endpoint:
         form = self._form(request, query)
         body = await self._read_body(request)
         answer = await self.handle(Call(request, backend, reads, query, body))
+        if isinstance(answer, Download):
+            return _tagged(request, answer.tag) or _sent(answer)
         if isinstance(answer, One):
             payload, status = answer.model.model_dump_json().encode(), answer.status
         elif isinstance(answer, Listing):
             payload, status = await reads.run(partial(self._render, answer, form)), HTTPStatus.OK
         else:
             payload, status, form = answer.body, answer.status, answer.content_type
+        tag = tag_of(payload) if isinstance(answer, One) and answer.tagged else None
+        if tag is not None and (known := _tagged(request, tag)):
+            return known
         response = web.Response(body=payload, status=status, headers={"Content-Type": form})
+        if tag is not None:
+            response.etag = tag
         if isinstance(answer, Listing) and answer.next is not None:
             response.headers["Link"] = f'<{request.rel_url.update_query(cursor=answer.next)}>; rel="next"'
         return response
@@ -262,6 +293,31 @@ class Endpoint:
                 raise Refused(HTTPStatus.BAD_REQUEST, "malformed-body", detail, errors=found) from None
             detail = "; ".join(f"{item.name}: {item.message}" for item in found)
             raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-body", detail, errors=found) from None
+
+
+def _tagged(request: web.Request, tag: str) -> web.Response | None:
+    """The answer to a client that has what ``tag`` names already."""
+    if not is_known(",".join(request.headers.getall("If-None-Match", [])), tag):
+        return None
+    response = web.Response(status=HTTPStatus.NOT_MODIFIED)
+    response.etag = tag
+    return response
+
+
+def _sent(file: Download) -> web.Response:
+    async def parts() -> AsyncIterator[bytes]:
+        chunks = file.chunks()
+        while (part := await asyncio.to_thread(next, chunks, None)) is not None:
+            yield part
+
+    headers = {
+        "Content-Type": file.content_type,
+        "Content-Length": str(file.nbytes),
+        "Content-Disposition": f'attachment; filename="{file.name}"',
+    }
+    response = web.Response(body=parts(), headers=headers)
+    response.etag = file.tag
+    return response
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -3,6 +3,7 @@
 ApiError
 +-- Refused        the request gets a problem document: status, name, what is wrong
     +-- Unavailable    the daemon cannot answer now (503)
++-- EndpointFailed  an endpoint that this daemon asked gave no answer
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,3 +41,14 @@ class Unavailable(Refused):
 
     def __init__(self, detail: str, *, name: str = "unavailable", retry_after_s: int = 1) -> None:
         super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, name, detail, headers={"Retry-After": str(retry_after_s)})
+
+
+class EndpointFailed(ApiError):  # noqa: N818  named after its cause
+    """An endpoint that this daemon asked gave no answer.
+
+    ``passing`` says whether the next question may be answered all the same.
+    """
+
+    def __init__(self, detail: str, *, passing: bool) -> None:
+        super().__init__(detail)
+        self.passing = passing

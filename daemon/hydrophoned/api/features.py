@@ -12,8 +12,10 @@ from pydantic import Field
 
 from hydrophoned.api.cursors import decode_cursor, encode_cursor
 from hydrophoned.api.endpoint import MAX_INDEX, Call, Endpoint, FormatQuery, Listing, One
+from hydrophoned.api.labels import with_labels
 from hydrophoned.api.problems import parameter_problem
 from hydrophoned.api.ranges import NOTHING, Range, RangePageQuery, RangeQuery, read_range
+from hydrophoned.api.splits import ATTRIBUTE, VALUE, read_split
 from hydrophoned.api.steps import StepQuery, stepped
 from hydrophoned.store import FeatureQuery
 
@@ -39,6 +41,22 @@ class FeaturesQuery(RangePageQuery):
         pattern=r"^\d{1,10}(,\d{1,10})*$",
         description="only these features: indices with commas between, at most 1000",
     )
+    attribute: str | None = ATTRIBUTE
+    value: str | None = VALUE
+
+
+class FeatureQueryRange(RangeQuery):
+    """Over which windows, and which rows of them."""
+
+    attribute: str | None = ATTRIBUTE
+    value: str | None = VALUE
+
+
+class SeriesQuery(StepQuery):
+    """Over which windows, in which steps, and which rows of them."""
+
+    attribute: str | None = ATTRIBUTE
+    value: str | None = VALUE
 
 
 class ExamplesQuery(FormatQuery):
@@ -65,7 +83,7 @@ class _Page(NamedTuple):
 async def list_features(call: Call) -> Listing:
     """The features of a stream over a range of windows."""
     status, query = call.stream(), call.query
-    only = _read_only(query.index)
+    only, split = _read_only(query.index), read_split(query)
     # the cursor carries the range it began with: the pages of one list cover the same windows
     order = f"features {status.id} {query.model_dump_json(exclude={'cursor', 'limit', 'format'})}"
     if query.cursor is not None:
@@ -89,33 +107,36 @@ async def list_features(call: Call) -> Listing:
         min_rate=query.min_rate,
         max_rate=query.max_rate,
         min_max=query.min_max,
+        split=split,
     )
     table = await call.reads.run(partial(call.backend.reader.features, status.stream_key, wanted))
     page = _cut(table, query.limit, query.sort.value, covered, order)
-    return Listing(page.table, page.next, covered.about())
+    return Listing(await with_labels(call, status.stream_key, page.table), page.next, covered.about())
 
 
 async def get_feature(call: Call) -> One:
     """One feature over a range of windows."""
     status = call.stream()
-    index = call.index(status)
+    index, split = call.index(status), read_split(call.query)
     covered = await read_range(call, status.stream_key)
-    wanted = FeatureQuery(*(covered or (0, 0)), limit=1, features=index + 1, only=[index])
+    wanted = FeatureQuery(*(covered or (0, 0)), limit=1, features=index + 1, only=[index], split=split)
     table = await call.reads.run(partial(call.backend.reader.features, status.stream_key, wanted))
-    (figures,) = table.to_pylist()
+    (figures,) = (await with_labels(call, status.stream_key, table)).to_pylist()
     if figures["last_fired"] is not None:
         figures["last_fired"] = figures["last_fired"].replace(tzinfo=UTC)
     about = covered.about() if covered else NOTHING
-    return One(rest.FeatureDetail(stream=status.id, feature=rest.Feature.model_validate(figures), **about))
+    here = partial(call.backend.reader.feature_at, status.stream_key, index, status.dictionary_version or 0)
+    feature_id, born = (await call.reads.run(here)) or (None, None)
+    figures = rest.Feature.model_validate(figures)
+    return One(rest.FeatureDetail(stream=status.id, feature=figures, feature_id=feature_id, born_version=born, **about))
 
 
 async def feature_series(call: Call) -> Listing:
     """One feature window by window."""
     status = call.stream()
-    index = call.index(status)
-    return await stepped(
-        call, status.stream_key, f"series {status.id} {index}", partial(call.backend.reader.series, feature=index)
-    )
+    index, split = call.index(status), read_split(call.query)
+    read = partial(call.backend.reader.series, feature=index, split=split)
+    return await stepped(call, status.stream_key, f"series {status.id} {index} {split}", read)
 
 
 async def feature_examples(call: Call) -> Listing:
@@ -171,7 +192,7 @@ ENDPOINTS: Final = (
         "One feature over a range of windows",
         "features",
         rest.FeatureDetail,
-        query=RangeQuery,
+        query=FeatureQueryRange,
         problems=_NOT_FOUND,
     ),
     Endpoint(
@@ -182,7 +203,7 @@ ENDPOINTS: Final = (
         "features",
         rest.Series,
         rest.SeriesPoint,
-        StepQuery,
+        SeriesQuery,
         problems=_NOT_FOUND,
     ),
     Endpoint(

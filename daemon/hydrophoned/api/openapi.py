@@ -25,7 +25,9 @@ _DESCRIPTION: Final = (
 _TAGS: Final = {
     "streams": "models, streams and their windows",
     "features": "features of a stream's dictionary",
-    "codes": "rows in, codes out",
+    "versions": "published versions of a stream's dictionary, and what became of its features",
+    "questions": "which features differ, tell, fire together, and what they do in a request",
+    "codes": "rows in, their codes or what these rebuild out",
     "requests": "requests and their outcomes",
     "daemon": "the daemon itself",
 }
@@ -68,7 +70,11 @@ def _operation(endpoint: Endpoint, references: Any) -> dict[str, Any]:
         operation["requestBody"] = {
             "required": True,
             "content": {
-                media: {"schema": references[endpoint.body, "validation"] if media == JSON_TYPE else _BINARY}
+                media: {
+                    "schema": references[endpoint.body, "validation"]
+                    if media == JSON_TYPE and endpoint.body
+                    else {"contentMediaType": media}
+                }
                 for media in endpoint.consumes
             },
         }

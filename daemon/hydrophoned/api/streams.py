@@ -59,7 +59,7 @@ async def get_stream(call: Call) -> One:
 
 async def dictionary_quality(call: Call) -> One:
     """How good a stream's dictionary is."""
-    return One(await call.backend.quality(call.stream().id))
+    return One(await call.backend.quality(call.stream().id), tagged=True)
 
 
 async def stream_windows(call: Call) -> Listing:

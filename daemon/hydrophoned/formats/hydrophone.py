@@ -18,7 +18,7 @@ from hydrophoned.learn.errors import CheckpointError
 from hydrophoned.learn.sae import SparseAutoencoder, files
 
 NAME: Final = "hydrophone"
-_MEAN, _SCALE, _ORIGIN = "normaliser.mean", "normaliser.scale", "origin."
+_MEAN, _SCALE, _MATRIX, _ORIGIN = "normaliser.mean", "normaliser.scale", "normaliser.matrix", "origin."
 
 
 def load(directory: Path) -> Exchange:
@@ -28,8 +28,8 @@ def load(directory: Path) -> Exchange:
     if not isinstance(metadata, dict) or not isinstance(about or {}, dict):
         raise CheckpointError(f"{directory / files.CONFIG}: about is not as this tool writes it. Save it again.")
     if _MEAN in saved.beside and _SCALE in saved.beside:
-        scale = float(saved.beside[_SCALE])
-        return from_dictionary(saved.dictionary, mean=saved.beside[_MEAN], scale=scale, metadata=metadata)
+        mean, scale, matrix = saved.beside[_MEAN], float(saved.beside[_SCALE]), saved.beside.get(_MATRIX)
+        return from_dictionary(saved.dictionary, mean=mean, scale=scale, whitening=matrix, metadata=metadata)
     plain = from_dictionary(saved.dictionary, metadata=metadata)
     if not about:
         return plain
@@ -57,10 +57,21 @@ def save(exchange: Exchange, directory: Path) -> None:
 
 
 def save_normalised(
-    dictionary: SparseAutoencoder, directory: Path, *, mean: Tensor, scale: float, metadata: Mapping[str, Any]
+    dictionary: SparseAutoencoder,
+    directory: Path,
+    *,
+    mean: Tensor,
+    scale: float,
+    matrix: Tensor | None = None,
+    metadata: Mapping[str, Any],
 ) -> None:
-    """Write ``dictionary``, which knows rows (x - ``mean``) * ``scale``, with what it needs to go on exactly."""
+    """Write ``dictionary``, which knows rows (x - ``mean``) * ``scale``, with what it needs to go on exactly.
+
+    Where there is a ``matrix`` [d, d], it knows rows ``matrix`` (x - ``mean``) instead.
+    """
     beside = {_MEAN: mean.cpu(), _SCALE: torch.tensor(scale, dtype=torch.float64)}
+    if matrix is not None:
+        beside[_MATRIX] = matrix.cpu()
     files.save(dictionary, directory, about={"metadata": dict(metadata)}, beside=beside)
 
 

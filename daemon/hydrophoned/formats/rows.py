@@ -3,11 +3,16 @@
 In Arrow and Parquet a row is a list of floats in one column; hydrophone's own ``activation`` column, in bfloat16 too,
 is one. However large a file is, memory holds some batches of it. Rows that are null or not finite are counted and left
 out.
+
+Rows near each other in a file are often alike. Each pass over the training rows can therefore take a file's parts in
+another order: of a NumPy array any batch, of an Arrow file its record batches, of Parquet its row groups; an Arrow
+stream, which has no index, is read from its beginning.
 """
 
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice, repeat
+from itertools import accumulate, chain, islice, pairwise, repeat
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -27,21 +32,38 @@ _COLUMN: Final = "activation"
 class RowFile(NamedTuple):
     """One file: ``rows`` rows of ``width`` elements; ``read(start, stop, size)`` gives float32 [up to size, width].
 
-    Null rows come as NaN. Reading raises :class:`UnreadableRows`.
+    Null rows come as NaN. Reading raises :class:`UnreadableRows`. ``starts`` are the rows, rising from 0, from which
+    reading can begin without going through those before; None where it can from any.
     """
 
     path: Path
     rows: int
     width: int
     read: Callable[[int, int, int], Iterator[Array]]
+    starts: Sequence[int] | None
+
+    def parts(self, end: int, size: int) -> list[tuple[int, int]]:
+        """The rows before ``end``, cut where reading can begin: parts of ``size`` rows, or as few more as can be."""
+        cuts = [0]
+        for start in range(0, end, size) if self.starts is None else self.starts:
+            if cuts[-1] + size <= start < end:
+                cuts.append(start)
+        return list(pairwise([*cuts, end])) if end else []
 
 
 class RowSource:
-    """Several files of one width; the last ``holdout`` of each file's rows is set apart. Counts what it leaves out."""
+    """Several files of one width; the last ``holdout`` of each file's rows is set apart. Counts what it leaves out.
 
-    def __init__(self, paths: list[Path], *, column: str | None, holdout: float, batch_rows: int) -> None:
+    With a ``seed`` each pass over the training rows takes every file's parts in an order of its own, else in the
+    file's.
+    """
+
+    def __init__(
+        self, paths: list[Path], *, column: str | None, holdout: float, batch_rows: int, seed: int | None = None
+    ) -> None:
         self.files = [open_rows(path, column) for path in paths]
         self.batch_rows = batch_rows
+        self._random = None if seed is None else np.random.default_rng(seed)
         self.rows_skipped = 0
         self.width = self.files[0].width
         for file in self.files:
@@ -59,9 +81,7 @@ class RowSource:
 
     def training(self) -> Iterator[Array]:
         """One pass: a batch of each file in turn, so that files of different contents are mixed."""
-        waiting = [
-            self._finite(file.read(0, end, self.batch_rows)) for file, end in zip(self.files, self._ends, strict=True)
-        ]
+        waiting = [self._finite(self._mixed(file, end)) for file, end in zip(self.files, self._ends, strict=True)]
         while waiting:
             going = []
             for batches in waiting:
@@ -75,6 +95,15 @@ class RowSource:
         """The rows that training never sees."""
         for file, end in zip(self.files, self._ends, strict=True):
             yield from self._finite(file.read(end, file.rows, self.batch_rows))
+
+    def _mixed(self, file: RowFile, end: int) -> Iterator[Array]:
+        """The rows of ``file`` before ``end``, part by part."""
+        if self._random is None:
+            return file.read(0, end, self.batch_rows)
+        parts = file.parts(end, self.batch_rows)
+        order = self._random.permutation(len(parts)).tolist()
+        mixed = (parts[number] for number in order)
+        return chain.from_iterable(file.read(start, stop, self.batch_rows) for start, stop in mixed)
 
     def _finite(self, batches: Iterator[Array]) -> Iterator[Array]:
         for batch in batches:
@@ -114,7 +143,7 @@ def _numpy(path: Path, _: str | None) -> RowFile:
         for place in range(start, stop, size):
             yield np.array(rows[place : min(place + size, stop)], dtype=np.float32)
 
-    return RowFile(path, len(rows), rows.shape[1], read)
+    return RowFile(path, len(rows), rows.shape[1], read, None)
 
 
 # -- Arrow and Parquet ------------------------------------------------------------------------------------------------
@@ -129,24 +158,28 @@ class _Column(NamedTuple):
 
 
 def _ipc(path: Path, column: str | None) -> RowFile:
-    def batches() -> Iterator[pa.RecordBatch]:
-        with pa.memory_map(str(path)) as source:
-            try:
-                reader = pa.ipc.open_file(source)
-            except pa.ArrowInvalid:  # no footer: a stream
-                source.seek(0)
-                yield from pa.ipc.open_stream(source)
+    def batches(first: int, _size: int) -> Iterator[pa.RecordBatch]:
+        with _opened(path) as (reader, indexed):
+            if indexed:
+                yield from (reader.get_batch(number) for number in range(first, reader.num_record_batches))
             else:
-                yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+                yield from islice(reader, first, None)
 
+    with _opened(path) as (reader, indexed):
+        found = _find_column(path, reader.schema, column)
+    return _listed(path, found, [batch.num_rows for batch in batches(0, 0)], batches, indexed=indexed)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, bool]]:
+    """A reader of record batches, and whether it has an index of them."""
     with pa.memory_map(str(path)) as source:
         try:
-            schema = pa.ipc.open_file(source).schema
-        except pa.ArrowInvalid:
+            reader = pa.ipc.open_file(source)
+        except pa.ArrowInvalid:  # no footer: a stream
             source.seek(0)
-            schema = pa.ipc.open_stream(source).schema
-    found = _find_column(path, schema, column)
-    return _listed(path, found, sum(batch.num_rows for batch in batches()), lambda _start, _size: (0, batches()))
+            reader = None
+        yield (pa.ipc.open_stream(source), False) if reader is None else (reader, True)
 
 
 def _parquet(path: Path, column: str | None) -> RowFile:
@@ -154,28 +187,34 @@ def _parquet(path: Path, column: str | None) -> RowFile:
         found, counts = _find_column(path, file.schema_arrow, column), file.metadata
         sizes = [counts.row_group(number).num_rows for number in range(counts.num_row_groups)]
 
-    def batches(start: int, size: int) -> tuple[int, Iterator[pa.RecordBatch]]:
-        first, before = 0, 0
-        while first < len(sizes) and before + sizes[first] <= start:
-            before += sizes[first]
-            first += 1
-        return before, opened(list(range(first, len(sizes))), size)
-
-    def opened(groups: list[int], size: int) -> Iterator[pa.RecordBatch]:
+    def batches(first: int, size: int) -> Iterator[pa.RecordBatch]:
         with pa.parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(size, row_groups=groups, columns=[found.name])
+            yield from file.iter_batches(size, row_groups=list(range(first, len(sizes))), columns=[found.name])
 
-    return _listed(path, found, sum(sizes), batches)
+    return _listed(path, found, sizes, batches, indexed=True)
 
 
 def _listed(
-    path: Path, column: _Column, rows: int, batches: Callable[[int, int], tuple[int, Iterator[pa.RecordBatch]]]
+    path: Path,
+    column: _Column,
+    sizes: list[int],
+    batches: Callable[[int, int], Iterator[pa.RecordBatch]],
+    *,
+    indexed: bool,
 ) -> RowFile:
-    """A file of record batches; ``batches(start, size)`` gives the number of the first row that it yields, and them."""
+    """A file in pieces of ``sizes`` rows: ``batches(first, size)`` gives record batches, from piece ``first`` on.
+
+    Where the file is ``indexed`` that takes no reading of the pieces before.
+    """
+    starts = list(accumulate(sizes, initial=0))
+    rows = starts.pop()
 
     def parts(start: int, stop: int, size: int) -> Iterator[pa.Array]:
-        place, found = batches(start, size)
-        for batch in found:
+        if start >= stop:
+            return
+        first = bisect_right(starts, start) - 1
+        place = starts[first]
+        for batch in batches(first, size):
             if place >= stop:
                 return
             for offset in range(max(start - place, 0), min(stop - place, batch.num_rows), size):
@@ -194,7 +233,7 @@ def _listed(
             for part in parts(start, stop, size):
                 yield _as_rows(path, column, part, width)
 
-    return RowFile(path, rows, width, read)
+    return RowFile(path, rows, width, read, starts if indexed else [0])
 
 
 def _find_column(path: Path, schema: pa.Schema, wanted: str | None) -> _Column:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hydrophoned.learn.metadata import RowMetadata
+from hydrophoned.learn.placement import put
 
 
 class ShuffleBuffer:
@@ -41,15 +42,17 @@ class ShuffleBuffer:
     def draw(self, count: int) -> Tensor:
         """Remove and return up to ``count`` rows drawn at random."""
         count = min(count, self.count)
-        chosen = torch.randperm(self.count, generator=self._generator)[:count].to(self.rows.device)
-        drawn = self.rows[chosen]
-        # close the gaps: the rows at the end that were not drawn move into the holes before them
+        chosen = torch.randperm(self.count, generator=self._generator)[:count]
+        # close the gaps: the rows at the end that were not drawn move into the holes before them; which ones is worked
+        # out in main memory, where the draw is known, so that a GPU need not be waited for
         end = self.count - count
-        taken = torch.zeros(self.count, dtype=torch.bool, device=self.rows.device)
+        taken = torch.zeros(self.count, dtype=torch.bool)
         taken[chosen] = True
         holes = taken[:end].nonzero().squeeze(1)
         movers = (~taken[end:]).nonzero().squeeze(1) + end
-        self.rows[holes] = self.rows[movers]
+        device = self.rows.device
+        drawn = self.rows[put(chosen, device)]
+        self.rows[put(holes, device)] = self.rows[put(movers, device)]
         self.count = end
         return drawn
 
@@ -81,7 +84,7 @@ class Reservoir:
     def sample(self, count: int) -> Tensor:
         """``count`` of the rows held, drawn with replacement [count, d]."""
         chosen = torch.randint(self.count, (count,), generator=self._generator)
-        return self.rows[chosen.to(self.rows.device)]
+        return self.rows[put(chosen, self.rows.device)]
 
     def update(self, x: Tensor, metadata: RowMetadata) -> None:
         """Offer rows x [n, d] with their metadata."""
@@ -90,7 +93,7 @@ class Reservoir:
             return
         slots, source = kept_slots(self.seen, n, capacity, self._generator)
         if len(slots):
-            slots, source = slots.to(x.device), source.to(x.device)
+            slots, source = put(slots, x.device), put(source, x.device)
             self.rows.index_copy_(0, slots, x[source])
             self.metadata.put(slots, metadata.take(source))
         self.seen += n

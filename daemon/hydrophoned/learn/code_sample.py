@@ -10,6 +10,7 @@ from torch import Tensor
 from hydrophoned.learn.buffers import kept_slots
 from hydrophoned.learn.dictionary import Codes
 from hydrophoned.learn.metadata import RowMetadata
+from hydrophoned.learn.placement import put
 
 
 class CodedRows(NamedTuple):
@@ -64,7 +65,7 @@ class CodeSample:
             return
         slots, source = kept_slots(self.seen, n, len(self.value), self._generator)
         if len(slots):
-            slots, source = slots.to(self.value.device), source.to(self.value.device)
+            slots, source = put(slots, self.value.device), put(source, self.value.device)
             width = min(codes.value.shape[1], self.value.shape[1])
             self.value[slots] = 0.0
             self.index[slots, :width] = codes.index[source, :width]
@@ -75,6 +76,10 @@ class CodeSample:
     def rescale(self, factor: float) -> None:
         """Activations are ``factor`` times as large from now on."""
         self.value.mul_(factor)
+
+    def forget(self, features: Tensor) -> None:
+        """Take ``features`` [n] out of all codes: from now on another feature stands at each of these indices."""
+        self.value.masked_fill_(torch.isin(self.index, features.to(self.index.dtype)), 0.0)
 
     def rows(self) -> CodedRows:
         """A copy of the rows held."""

@@ -43,13 +43,20 @@ class TopExamples:
         feature, score, value, row = feature[hit], score[hit], value[hit], hit // k
         keep = self._best_per_request(feature, score, metadata, row)
         touched, local, rank = _ranks(feature[keep])
-        keep, local, rank = (part[rank < self.count] for part in (keep, local, rank))
+        best = (rank < self.count).nonzero().squeeze(1)
+        keep, local, rank = keep[best], local[best], rank[best]
         self._merge(touched, local, rank, score[keep], value[keep], metadata.take(row[keep]))
 
     def rescale(self, factor: float) -> None:
         """Activations are ``factor`` times as large from now on: what is kept stays comparable with them."""
         self.value.mul_(factor)
         self.score.add_(math.log2(factor))
+
+    def forget(self, features: Tensor) -> None:
+        """Give up the rows of ``features`` [n]: from now on another feature stands at each of these indices."""
+        self.score[features] = _EMPTY
+        self.value[features] = 0.0
+        self.fresh[features] = False
 
     def take_fresh(self) -> tuple[Tensor, Tensor]:
         """(feature, slot) of the examples that entered since the last call."""

@@ -10,23 +10,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hydrophoned.attributes import RequestAttributes
 from hydrophoned.learn.assessment import DENSITY_EDGES, Assessment, as_numbers, assess, density
 from hydrophoned.learn.buffers import Reservoir
 from hydrophoned.learn.code_sample import CodeSample
 from hydrophoned.learn.config import EXACT, LearnerConfig
-from hydrophoned.learn.errors import CheckpointError, WidthMismatch
+from hydrophoned.learn.errors import CheckpointError, NoDictionary, WidthMismatch
 from hydrophoned.learn.examples import TopExamples
+from hydrophoned.learn.identity import FeatureIds
 from hydrophoned.learn.metadata import RowMetadata
 from hydrophoned.learn.normaliser import SinkFilter
+from hydrophoned.learn.placement import MAIN_MEMORY, move, put
+from hydrophoned.learn.publication import FIRST, REQUESTED, TRANSFORM, Artefact, Publication, Published
+from hydrophoned.learn.request_rows import DistinctRequests
+from hydrophoned.learn.staging import Staging
 from hydrophoned.learn.statistics import FeatureStatistics
 from hydrophoned.learn.trainer import Trainer
-from hydrophoned.learn.window import OpenWindow
+from hydrophoned.learn.whitening import Whitening
+from hydrophoned.learn.window import OpenWindow, Scores
 from hydrophoned.rows import Rows
 
-_MIN_WARMUP_ROWS = 64
 _STALE_STAGING_US = 1_000_000
 _COUNTERS = ("rows_seen", "rows_sink", "rows_quarantined", "rows_late", "rows_scored", "rows_full", "_last_step")
 _LAST = ("last_fvu", "last_l0", "last_mean_norm")
+_ON_HOST = ("sinks", "window", "_staging", "identity", "publication")
+"""What stays in main memory, whatever the device."""
 _PARTS = (
     "dictionary",
     "normaliser",
@@ -37,6 +45,8 @@ _PARTS = (
     "buffer",
     "reservoir",
     "trainer",
+    "identity",
+    "publication",
     "window",
 )
 
@@ -72,25 +82,45 @@ class StreamLearner:
 
     Rows are handled in chunks of ``batch_rows``, so that how they were split into batches does not matter. Each chunk
     is first scored with the dictionary as it is (fvu, l0, feature statistics and examples are therefore always of
-    rows not yet trained on), and then goes to the shuffle buffer from which training draws.
+    rows not yet trained on), and then goes to the shuffle buffer from which training draws. ``control`` and
+    ``clock`` are as in :class:`~hydrophoned.learn.trainer.Trainer`; ``attributes`` are what the statistics may be split
+    by.
     """
 
     def __init__(
-        self, stream_key: int, width: int, config: LearnerConfig, *, device: torch.device | None = None
+        self,
+        stream_key: int,
+        width: int,
+        config: LearnerConfig,
+        *,
+        device: torch.device | None = None,
+        control: Whitening | None = None,
+        clock: Callable[[], float] | None = None,
+        attributes: RequestAttributes | None = None,
     ) -> None:
         self.stream_key, self.width, self.config = stream_key, width, config
-        self.device = device or torch.device("cpu")
+        self.device = device or MAIN_MEMORY
+        self.home = self.device
         self.features, self.k = config.features_for(width), config.k_for(width)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.sinks = SinkFilter(config.sink_norm_factor, self.device)
-        self.statistics = FeatureStatistics(self.features, self.device)
+        self.sinks = SinkFilter(config.sink_norm_factor, MAIN_MEMORY)  # which rows are kept has to be known there
+        self.statistics = FeatureStatistics(
+            self.features,
+            self.device,
+            split_by=config.split_by,
+            attributes=attributes,
+            request_features=config.request_features_per_window,
+        )
         self.examples = TopExamples(self.features, config.examples_per_feature, self.device)
         self.reservoir = Reservoir(width, config.reservoir_rows, self.generator, self.device)
         code_width = min(self.features, self.k if config.variant in EXACT else 2 * self.k)
         self.sample = CodeSample(code_width, config.code_sample_rows, config.seed + 1, self.device)
-        self.trainer = Trainer(width, config, self.reservoir, self.generator, self.device)
+        self.trainer = Trainer(width, config, self.reservoir, self.generator, self.device, control=control, clock=clock)
         self.dictionary, self.normaliser = self.trainer.dictionary, self.trainer.normaliser
         self.buffer = self.trainer.buffer
+        self.identity = FeatureIds()
+        self.publication = Publication(stream_key, config, self.trainer, self.reservoir, self.identity)
+        self.on_version: Callable[[Artefact], None] | None = None
         self.window = OpenWindow(stream_key, int(config.window_seconds * 1e6), width)
         self.rows_seen = self.rows_sink = self.rows_quarantined = self.rows_late = self.rows_scored = 0
         self.rows_full = 0
@@ -99,8 +129,8 @@ class StreamLearner:
         self.last_mean_norm: float | None = None
         self.assessment: Assessment | None = None
         self._closed: list[dict[str, pa.RecordBatch]] = []
-        self._staged: list[tuple[Tensor, RowMetadata]] = []
-        self._staged_rows = 0
+        self._published: list[dict[str, pa.RecordBatch]] = []
+        self._staging = Staging()
         self._last_step = 0
 
     # -- rows in ------------------------------------------------------------------------------------------------
@@ -112,17 +142,16 @@ class StreamLearner:
         size = self.config.batch_rows
         start = 0
         while start < rows.count:
-            stop = min(start + size - self._staged_rows, rows.count)
-            part = rows.slice(start, stop)
-            self._staged.append((_to_float(part, self.device), RowMetadata.of(part, self.device)))
-            self._staged_rows += stop - start
+            stop = min(start + size - self._staging.count, rows.count)
+            self._staging.add(rows.slice(start, stop))
             start = stop
-            if self._staged_rows == size:
+            if self._staging.count == size:
                 self._process_staged()
 
     def advance(self, now: int) -> None:
         """Let time pass to ``now`` (UTC us): stale staged rows are handled, windows that have ended are closed."""
-        if self._staged and now - int(self._staged[0][1].time[0]) > _STALE_STAGING_US:
+        since = self._staging.since
+        if since is not None and now - since > _STALE_STAGING_US:
             self._process_staged()
         if self.window.ended(now):
             self._close_window()
@@ -130,18 +159,18 @@ class StreamLearner:
             self._close_window(early=True)
             self.window.closed_until = 0
         patience = int(self.config.patience_seconds * 1e6)
-        if now - self._last_step > patience:
+        if now - self._last_step > patience and not self.parked:
             self._last_step = now
-            if not self.dictionary_version and self.buffer.count >= _MIN_WARMUP_ROWS:
-                self.trainer.publish()
+            if not self.dictionary_version and self.buffer.count >= self.config.fewest_rows_for(self.width):
+                self._learn(self.trainer.publish)
             elif self.dictionary_version and self.buffer.count >= self.config.batch_rows:
                 self._learn(lambda: self.trainer.train_some(self.config.batch_rows))
 
     def flush(self) -> None:
         """Handle and learn everything held back, and close the window."""
         self._process_staged()
-        if not self.dictionary_version and self.buffer.count >= _MIN_WARMUP_ROWS:
-            self.trainer.publish()
+        if not self.dictionary_version and self.buffer.count >= self.config.fewest_rows_for(self.width):
+            self._learn(self.trainer.publish)
         while self.dictionary_version and self.buffer.count:
             self._learn(lambda: self.trainer.train_some(self.config.batch_rows))
         self._close_window(early=True)
@@ -151,10 +180,29 @@ class StreamLearner:
         closed, self._closed = self._closed, []
         return closed
 
+    def take_published(self) -> list[dict[str, pa.RecordBatch]]:
+        """What is to be told of versions published since the last call: record batches by table name."""
+        published, self._published = self._published, []
+        return published
+
+    def publish(self, time: int) -> Published:
+        """Publish the dictionary as it is at ``time`` (UTC us); the window ends.
+
+        Raises NoDictionary before there is one.
+        """
+        if not self.dictionary_version:
+            raise NoDictionary(f"there is no dictionary to publish yet: {self.rows_seen} rows have been seen")
+        return self._publish(REQUESTED, time)
+
+    def reserve(self, version: int, next_id: int, ids: Tensor | None = None) -> None:
+        """Go on numbering after a learner that was ahead of this one: see ``Publication`` and ``FeatureIds``."""
+        self.identity.reserve(next_id)
+        self.publication.reserve(version, ids)
+
     @property
     def dictionary_version(self) -> int:
-        """0 before there is a dictionary; rises when its meaning is transformed."""
-        return self.trainer.version
+        """The last published version; 0 before there is a dictionary."""
+        return self.publication.version
 
     @property
     def rows_learned(self) -> int:
@@ -165,6 +213,34 @@ class StreamLearner:
     def dead_rows(self) -> int:
         """Rows after which a silent feature counts as dead."""
         return self.config.dead_rows_for(self.width)
+
+    # -- place --------------------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device) -> None:
+        """Go on on ``device`` for good. Raises torch.OutOfMemoryError where it has no room."""
+        self._move(device)
+        self.home = device
+
+    def park(self) -> None:
+        """Leave the device for main memory until :meth:`wake`; there all works, but patience trains nothing."""
+        if self.device != MAIN_MEMORY:
+            self._move(MAIN_MEMORY)
+
+    def wake(self) -> None:
+        """Come back to the device. Raises torch.OutOfMemoryError where it has no room."""
+        if self.parked:
+            self._move(self.home)
+
+    @property
+    def parked(self) -> bool:
+        """True between :meth:`park` and :meth:`wake`."""
+        return self.device != self.home
+
+    def _move(self, device: torch.device) -> None:
+        parts = tuple(part for name, part in vars(self).items() if name not in _ON_HOST)
+        with self.dictionary.moving():
+            move(parts, device, apart=tuple(getattr(self, name) for name in _ON_HOST))
+        self.device = device
 
     # -- questions ----------------------------------------------------------------------------------------------
 
@@ -181,13 +257,14 @@ class StreamLearner:
         """Rows x [n, d], in the model's own scale, rebuilt from their codes. Raises WidthMismatch."""
         rows, sink, finite = self._given(x)
         replaced = (finite & ~sink)[:, None]
-        parts = []
-        # in chunks as everything else: products with all features at once would take gigabytes, and keep them
-        for part in torch.where(replaced, rows, 0.0).split(self.config.batch_rows):
-            codes = self.dictionary.encode(self.normaliser.apply(part), exact=True)
-            parts.append(self.normaliser.invert(self.dictionary.decode(codes)))
-        rebuilt = torch.where(replaced, torch.cat(parts), rows)
-        return Reconstructed(*(part.cpu().numpy() for part in (rebuilt, sink, finite)), self.dictionary_version)
+        rebuilt, size = rows.clone(), self.config.batch_rows
+        # in chunks, as learning has them: products of all rows with all features would keep their memory afterwards
+        for part in (slice(start, start + size) for start in range(0, len(rows), size)):
+            y = self.normaliser.apply(torch.where(replaced[part], rows[part], 0.0))
+            y_hat = self.dictionary.decode(self.dictionary.encode(y, exact=True))
+            rebuilt[part] = torch.where(replaced[part], self.normaliser.invert(y_hat), rows[part])
+        row, is_sink, is_finite = (one.cpu().numpy() for one in (rebuilt, sink, finite))
+        return Reconstructed(row, is_sink, is_finite, self.dictionary_version)
 
     def status(self) -> dict[str, Any]:
         """Figures of the stream as it stands; unknown is None."""
@@ -200,7 +277,7 @@ class StreamLearner:
             "rows_late": self.rows_late,
             "rows_scored": self.rows_scored,
             "rows_learned": self.rows_learned,
-            "rows_buffered": self.buffer.count + self._staged_rows,
+            "rows_buffered": self.buffer.count + self._staging.count,
             "fvu": self.last_fvu,
             "l0": self.last_l0,
             "mean_norm": self.last_mean_norm,
@@ -220,6 +297,7 @@ class StreamLearner:
             "transforms": len(self.normaliser.transforms),
             "learning_rate": self.dictionary.learning_rate,
             "variant": self.config.variant,
+            "normalise": self.config.normalise,
             "rows_full": self.rows_full,
         }
 
@@ -227,6 +305,7 @@ class StreamLearner:
         """How good the dictionary is, on rows it was not trained on; unknown is None."""
         return {
             "dictionary_version": self.dictionary_version,
+            "digest": self.publication.digest,
             "assessed": None if self.assessment is None else as_numbers(self.assessment),
             "density_edges": list(DENSITY_EDGES),
             "density": density(self.statistics.fired_in_all, self.rows_scored),
@@ -259,6 +338,8 @@ class StreamLearner:
             for name in _LAST:
                 setattr(self, name, own.get(name))
             self.generator.set_state(own["generator"])
+        except torch.OutOfMemoryError:  # no fault of the state
+            raise
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"state does not fit this learner (width {self.width}, features {self.features}): {error!r}"
@@ -276,13 +357,10 @@ class StreamLearner:
         return rows, finite & (norms > self.sinks.factor * (self.sinks.median or math.inf)), finite
 
     def _process_staged(self) -> None:
-        if not self._staged:
+        if not self._staging.count:
             return
-        x = torch.cat([part[0] for part in self._staged]) if len(self._staged) > 1 else self._staged[0][0]
-        metadata = self._staged[0][1]
-        for part in self._staged[1:]:
-            metadata = metadata.join(part[1])
-        self._staged, self._staged_rows = [], 0
+        rows, metadata = self._staging.take()
+        x = put(rows, self.device).to(torch.float32)
         # a chunk may reach over the end of the window: its rows are told apart by their own time
         while len(x):
             end = self.window.end
@@ -294,15 +372,16 @@ class StreamLearner:
                 self._process(x, metadata)
                 return
             if bool(inside.any()):
-                self._process(x[inside], metadata.take(inside))
+                self._process(_chosen(x, inside), metadata.take(inside))
             self._close_window()
-            x, metadata = x[~inside], metadata.take(~inside)
+            x, metadata = _chosen(x, ~inside), metadata.take(~inside)
 
     def _process(self, x: Tensor, metadata: RowMetadata) -> None:
         norms = x.norm(dim=1)
-        finite = norms.isfinite()
+        known = norms.cpu()  # a GPU is waited for here, and once more for the scores
+        finite = known.isfinite()
         sink = torch.zeros_like(finite)
-        sink[finite] = self.sinks.split(norms[finite])
+        sink[finite] = self.sinks.split(known[finite])
         keep = finite & ~sink
         late = int((metadata.time < self.window.start).sum())
         self.rows_seen += len(x)
@@ -311,21 +390,39 @@ class StreamLearner:
         self.rows_late += late
         self.window.add_rows(metadata, rows_sink=int(sink.sum()), rows_quarantined=int((~finite).sum()), rows_late=late)
         if not bool(keep.all()):
-            x, norms, metadata = x[keep], norms[keep], metadata.take(keep)
+            x, norms, metadata = _chosen(x, keep), _chosen(norms, keep), metadata.take(keep)
         if not len(x):
             return
+        time = int(metadata.time.max())
+        requests = DistinctRequests.of(metadata)  # before it leaves main memory
+        metadata = metadata.to(self.device)
         y = self.trainer.apply(x)
         if self.dictionary_version:
-            self._score(y, norms, metadata)
+            self._score(y, norms, metadata, requests, time)
+        self._last_step = max(self._last_step, time)
         self.reservoir.update(x, metadata)  # after scoring, before learning: what is replayed has been scored
-        self._learn(lambda: self.trainer.take(x, y, int(metadata.time.max())))
-        self._last_step = max(self._last_step, int(metadata.time.max()))
+        self._learn(lambda: self.trainer.take(x, y, time))
         self._renormalise(x)
 
     def _learn(self, step: Callable[[], None]) -> None:
         before = self.rows_learned
         step()
         self.window.rows_learned += self.rows_learned - before
+        due = self.publication.due()
+        if due is not None:
+            self._publish(due, self._last_step)
+
+    def _publish(self, reason: str, time: int) -> Published:
+        if reason != FIRST:
+            self._close_window(early=True)  # each window is of one version
+        published = self.publication.publish(reason, time, pack=self.on_version is not None)
+        begun = torch.from_numpy(published.begun).to(self.device)
+        self.examples.forget(begun)
+        self.sample.forget(begun)
+        self._published.append(published.tables)
+        if self.on_version is not None and published.artefact is not None:
+            self.on_version(published.artefact)
+        return published
 
     def _renormalise(self, x: Tensor) -> None:
         """Let the trainer adapt mean and scale; the window ends there, so that each is of one transform."""
@@ -337,21 +434,23 @@ class StreamLearner:
         self._close_window(early=True)
         self.examples.rescale(done.factor)
         self.sample.rescale(done.factor)
+        self._publish(TRANSFORM, self._last_step)
 
-    def _score(self, y: Tensor, norms: Tensor, metadata: RowMetadata) -> None:
+    def _score(self, y: Tensor, norms: Tensor, metadata: RowMetadata, requests: DistinctRequests, time: int) -> None:
         codes = self.dictionary.encode(y)
         error = self.dictionary.decode(codes).sub_(y)
-        self.statistics.update(codes)
+        self.statistics.update(codes, metadata, requests)
         self.examples.update(codes, metadata, self.rows_scored)
         self.sample.update(codes, metadata)
-        fvu = self.window.add_scores(y, error, norms, active=int((codes.value > 0).sum()))
+        scores = Scores.of(y, error, norms, codes.value)
+        fvu = self.window.add_scores(scores)
         self.rows_scored += len(y)
         if codes.value.shape[1] > self.k:  # rows have differing numbers of active features
-            self.rows_full += int((codes.value > 0).all(1).sum())
+            self.rows_full += scores.full
         if fvu is not None:
             self.trainer.observe(fvu, len(y))
         if self.assessment is None or self.assessment.time < self.window.start:  # once in a window
-            self.assessment = assess(self.dictionary, codes, y, int(metadata.time.max()))
+            self.assessment = assess(self.dictionary, codes, y, time)
         self.last_fvu, self.last_l0, self.last_mean_norm = self.window.fvu, self.window.l0, self.window.mean_norm
 
     def _close_window(self, *, early: bool = False) -> None:
@@ -371,9 +470,6 @@ class StreamLearner:
         self.statistics.reset_window()
 
 
-def _to_float(rows: Rows, device: torch.device) -> Tensor:
-    """Activations as float32 [n, d] on ``device``; one copy at most."""
-    tensor = torch.from_numpy(rows.activation)
-    if rows.dtype == "bfloat16":
-        tensor = tensor.view(torch.bfloat16)
-    return tensor.to(device, torch.float32)
+def _chosen(x: Tensor, which: Tensor) -> Tensor:
+    """Rows of x, on any device, that bool [n] ``which`` in main memory says."""
+    return x[put(which.nonzero().squeeze(1), x.device)]

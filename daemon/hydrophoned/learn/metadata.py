@@ -5,6 +5,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from hydrophoned.learn.placement import put
 from hydrophoned.rows import Rows
 
 
@@ -39,6 +40,10 @@ class RowMetadata(NamedTuple):
     def take(self, index: Tensor) -> Self:
         """Rows ``index`` of every column (an integer or bool tensor)."""
         return type(self)(*(column[index] for column in self))
+
+    def to(self, device: torch.device) -> Self:
+        """Every column on ``device``."""
+        return type(self)(*(put(column, device) for column in self))
 
     def put(self, index: Tensor, values: "RowMetadata") -> None:
         """Write ``values`` at rows ``index``."""

@@ -19,9 +19,8 @@ from hydrophoned.learn.dictionary import StepReport
 from hydrophoned.learn.errors import LearnError, WidthMismatch
 from hydrophoned.learn.normaliser import SinkFilter
 from hydrophoned.learn.trainer import Trainer
+from hydrophoned.learn.whitening import Whitening
 
-LEAST_ROWS: Final = 64
-"""Fewest rows that a dictionary is made from."""
 _KEEP: Final = 0.95  # of a smoothed figure at each step
 
 
@@ -43,25 +42,40 @@ class Progress(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of ``rows`` rows that are no sinks: fraction of variance unexplained, mean active latents; None without rows."""
+    """Of ``rows`` rows that are no sinks: fraction of variance unexplained, mean active latents; None without rows.
+
+    ``fvu`` is of normalised rows, as everywhere, and ``fvu_raw`` of rows as they are: where they are whitened it says
+    how much of the wide directions is left out.
+    """
 
     rows: int
     rows_sink: int
     fvu: float | None
     l0: float | None
+    fvu_raw: float | None
 
 
 class OfflineTrainer:
-    """Makes a dictionary of rows of width d and trains it; see the module. ``config`` is a stream learner's."""
+    """Makes a dictionary of rows of width d and trains it; see the module.
 
-    def __init__(self, width: int, config: LearnerConfig, *, device: torch.device | None = None) -> None:
+    ``config`` is a stream learner's; ``control`` is what rows are whitened by where its ``normalise`` is "control".
+    """
+
+    def __init__(
+        self,
+        width: int,
+        config: LearnerConfig,
+        *,
+        device: torch.device | None = None,
+        control: Whitening | None = None,
+    ) -> None:
         self.width, self.config = width, config
         self.device = device or torch.device("cpu")
         self.generator = torch.Generator().manual_seed(config.seed)
         self.sinks = SinkFilter(config.sink_norm_factor, self.device)
         # what was seen long ago comes again with the next pass over the files: nothing is replayed
         nothing = Reservoir(width, 0, self.generator, self.device)
-        self.trainer = Trainer(width, config, nothing, self.generator, self.device)
+        self.trainer = Trainer(width, config, nothing, self.generator, self.device, control=control)
         self.trainer.on_step = self._learned
         self.dictionary, self.normaliser = self.trainer.dictionary, self.trainer.normaliser
         self.rows_seen = self.rows_sink = self.rows_quarantined = 0
@@ -71,7 +85,7 @@ class OfflineTrainer:
         """Learn rows [n, d], each batch given with the time at which it came, in seconds; a report after each.
 
         When they end, what the shuffle buffer holds is learned too. Raises WidthMismatch, and LearnError when there
-        were fewer than ``LEAST_ROWS`` rows to learn.
+        were fewer rows to learn than ``config.fewest_rows_for`` their width.
         """
         begun = now = math.nan
         for now, rows in batches:
@@ -79,9 +93,10 @@ class OfflineTrainer:
             self._take(self._rows(rows))
             yield self._progress(now - begun)
         if not self.trainer.version:
-            if self.trainer.buffer.count < LEAST_ROWS:
+            fewest = self.config.fewest_rows_for(self.width)
+            if self.trainer.buffer.count < fewest:
                 raise LearnError(
-                    f"{self.trainer.buffer.count} rows are too few to learn from: at least {LEAST_ROWS} are needed, of "
+                    f"{self.trainer.buffer.count} rows are too few to learn from: at least {fewest} are needed, of "
                     f"{self.rows_seen} given {self.rows_sink} were sinks and {self.rows_quarantined} not finite"
                 )
             self.trainer.publish()
@@ -91,10 +106,8 @@ class OfflineTrainer:
 
     def score(self, batches: Iterable[NDArray[np.float32]]) -> Score:
         """Score rows [n, d] with the dictionary as it is; nothing is learned. Variance is around their own mean."""
-        count = sinks = active = 0
-        error = torch.zeros((), dtype=torch.float64, device=self.device)
-        square = torch.zeros_like(error)
-        total = torch.zeros(self.width, dtype=torch.float64, device=self.device)
+        sinks = active = 0
+        normalised, raw = (_Unexplained(self.width, self.device) for _ in range(2))
         most = self.sinks.factor * (self.sinks.median or math.inf)
         for batch in batches:
             x = self._rows(batch)
@@ -102,14 +115,16 @@ class OfflineTrainer:
             x, far = x[norms <= most], norms.isfinite() & (norms > most)
             y = self.normaliser.apply(x)
             codes = self.dictionary.encode(y)
-            error += (self.dictionary.decode(codes) - y).double().square().sum()
-            square += y.double().square().sum()
-            total += y.double().sum(0)
-            count, sinks, active = count + len(y), sinks + int(far.sum()), active + int((codes.value > 0).sum())
+            error = self.dictionary.decode(codes) - y
+            normalised.add(y, error)
+            if self.normaliser.whitening is not None:
+                raw.add(x - self.normaliser.whitening.centre, self.normaliser.invert_difference(error))
+            sinks, active = sinks + int(far.sum()), active + int((codes.value > 0).sum())
+        count = normalised.rows
         if not count:
-            return Score(0, sinks, None, None)
-        variance = float(square - total.square().sum() / count)
-        return Score(count, sinks, float(error) / variance if variance > 0 else None, active / count)
+            return Score(0, sinks, None, None, None)
+        fvu = normalised.share
+        return Score(count, sinks, fvu, active / count, fvu if self.normaliser.whitening is None else raw.share)
 
     def _rows(self, rows: NDArray[np.float32]) -> Tensor:
         if rows.ndim != 2 or rows.shape[1] != self.width:
@@ -143,3 +158,26 @@ class OfflineTrainer:
         figures = self._figures or (None, None, None)
         learned = self.dictionary.rows_learned
         return Progress(self.rows_seen, learned, self.rows_sink, self.rows_quarantined, rate, *figures)
+
+
+class _Unexplained:
+    """Sums of squared errors, and of rows around their own mean, in float64."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.rows = 0
+        self._error = torch.zeros((), dtype=torch.float64, device=device)
+        self._square = torch.zeros_like(self._error)
+        self._total = torch.zeros(width, dtype=torch.float64, device=device)
+
+    def add(self, x: Tensor, error: Tensor) -> None:
+        """Take in rows x [n, d] and what is left of them."""
+        self._error += error.double().square().sum()
+        self._square += x.double().square().sum()
+        self._total += x.double().sum(0)
+        self.rows += len(x)
+
+    @property
+    def share(self) -> float | None:
+        """Share of the variance that is left; None where there is none."""
+        variance = float(self._square - self._total.square().sum() / max(self.rows, 1))
+        return float(self._error) / variance if variance > 0 else None

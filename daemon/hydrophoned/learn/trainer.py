@@ -6,14 +6,16 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from hydrophoned.learn.budget import Budget
 from hydrophoned.learn.buffers import Reservoir, ShuffleBuffer
 from hydrophoned.learn.change import ChangeWatch
 from hydrophoned.learn.config import LearnerConfig
 from hydrophoned.learn.dictionary import StepReport
 from hydrophoned.learn.normaliser import Normaliser
 from hydrophoned.learn.sae import DictionaryConfig, SparseAutoencoder
+from hydrophoned.learn.whitening import Whitening
 
-_COUNTERS: Final = ("rows_learned", "rows_skipped", "rows_replayed", "version", "_budget_time")
+_COUNTERS: Final = ("rows_learned", "rows_skipped", "rows_replayed", "version")
 _QUICKENED: Final = 0.4
 """After a change this share of the first step size is in force again, and as much more as log fvu has risen."""
 
@@ -32,10 +34,21 @@ class Trainer:
     with the first dictionary. A batch is drawn at random from the shuffle buffer and topped up with rows from the
     reservoir, a uniform sample of all that was ever seen, so that what has become rare is not forgotten. Over budget,
     whole batches are skipped: they are random draws, so those that are learned from remain a uniform sample.
+
+    Rows are whitened by ``control`` where ``config.normalise`` says so; a state that is loaded brings its own.
+    ``clock`` gives seconds that only rise, for ``config.learn_time_share``; without one that is no limit.
     """
 
     def __init__(
-        self, width: int, config: LearnerConfig, reservoir: Reservoir, generator: torch.Generator, device: torch.device
+        self,
+        width: int,
+        config: LearnerConfig,
+        reservoir: Reservoir,
+        generator: torch.Generator,
+        device: torch.device,
+        *,
+        control: Whitening | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.config, self.reservoir = config, reservoir
         self.dictionary = SparseAutoencoder(
@@ -50,14 +63,14 @@ class Trainer:
             generator=generator,
             device=device,
         )
-        self.normaliser = Normaliser(width, config.normaliser_rows, device)
-        self.buffer = ShuffleBuffer(width, config.buffer_rows, config.batch_rows, generator, device)
+        self.normaliser = Normaliser(width, config.normaliser_rows, device, kind=config.normalise, whitening=control)
+        self.buffer = ShuffleBuffer(width, config.buffer_for(width), config.batch_rows, generator, device)
+        self._warmup_rows = config.warmup_for(width)
         self.change = ChangeWatch()
         self.on_step: Callable[[StepReport], None] | None = None
         self.version = 0
         self.rows_learned = self.rows_skipped = self.rows_replayed = 0
-        self._budget_time = 0
-        self._budget = 0.0
+        self.budget = Budget(config.learn_rows_per_second, config.learn_time_share, clock)
 
     def apply(self, x: Tensor) -> Tensor:
         """Normalised rows [n, d] of rows as captured."""
@@ -72,31 +85,34 @@ class Trainer:
             if not self.version:  # the batch left the buffer as it was captured
                 self.publish()
                 drawn = self.apply(batch)
-            self._train_within_budget(drawn, time)
-        if not self.version and self.buffer.count >= self.config.warmup_rows:
+            if self.budget.allows(len(drawn), time):
+                self.train(drawn)
+            else:
+                self.rows_skipped += len(drawn)
+        if not self.version and self.buffer.count >= self._warmup_rows:
             self.publish()
 
     def publish(self) -> None:
         """Make the first dictionary from the rows held; mean and scale stay from here on."""
         self.normaliser.freeze()
         content = self.buffer.content
-        content.copy_(self.apply(content))
+        for start in range(0, len(content), self.config.batch_rows):  # it may be large: no copy of all of it
+            part = content[start : start + self.config.batch_rows]
+            part.copy_(self.apply(part))
         self.dictionary.initialise(content)
         self.version = 1
 
     def train(self, batch: Tensor) -> None:
         """One step on normalised rows, with rows of the reservoir beside them."""
         extra = round(len(batch) * self.config.replay_share)
-        if extra and self.reservoir.count > extra:
-            replayed = self.apply(self.reservoir.sample(extra))
-            batch = torch.cat([batch, replayed])
-            self.rows_replayed += extra
-        else:
-            extra = 0
-        report = self.dictionary.partial_fit(batch)
+        extra = extra if self.reservoir.count > extra else 0
+        with self.budget.step():
+            rows = torch.cat([batch, self.apply(self.reservoir.sample(extra))]) if extra else batch
+            report = self.dictionary.partial_fit(rows)
         if self.on_step is not None:
             self.on_step(report)
-        self.rows_learned += len(batch) - extra
+        self.rows_replayed += extra
+        self.rows_learned += len(batch)
 
     def train_some(self, rows: int) -> None:
         """One step on up to ``rows`` rows of the buffer."""
@@ -124,23 +140,12 @@ class Trainer:
         self.version += 1
         return Renormalised(shift, factor)
 
-    def _train_within_budget(self, batch: Tensor, time: int) -> None:
-        rate = self.config.learn_rows_per_second
-        if rate:
-            elapsed = max(0, time - self._budget_time) / 1e6 if self._budget_time else 1.0
-            self._budget_time = max(self._budget_time, time)
-            self._budget = min(self._budget + elapsed * rate, max(rate, 2.0 * len(batch)))
-            if self._budget < len(batch):
-                self.rows_skipped += len(batch)
-                return
-            self._budget -= len(batch)
-        self.train(batch)
-
     def state_dict(self) -> dict[str, Any]:
         """Counters; the parts have states of their own."""
         return {
             **{name: getattr(self, name) for name in _COUNTERS},
-            "_budget": self._budget,
+            "_budget_time": self.budget.time,
+            "_budget": self.budget.rows,
             **self.change.state_dict(),
         }
 
@@ -148,5 +153,5 @@ class Trainer:
         """Take over a state of :meth:`state_dict`."""
         for name in _COUNTERS:
             setattr(self, name, int(state[name]))
-        self._budget = float(state["_budget"])
+        self.budget.time, self.budget.rows = int(state["_budget_time"]), float(state["_budget"])
         self.change.load_state(state)

@@ -1,19 +1,48 @@
 """The open statistics window of a stream, and its closing into Arrow tables."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from hydrophone_schemas import tables
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hydrophoned.learn.examples import TopExamples
 from hydrophoned.learn.metadata import RowMetadata
-from hydrophoned.learn.statistics import FeatureStatistics
+from hydrophoned.learn.record_batch import record_batch
+from hydrophoned.learn.request_rows import DistinctRequests, RequestRows
+from hydrophoned.learn.statistics import FeatureStatistics, WindowOf
 
 _COUNTERS = ("rows", "rows_sink", "rows_quarantined", "rows_late", "rows_scored", "rows_learned")
+
+
+class Scores(NamedTuple):
+    """Sums over scored rows: of squares of errors and of normalised rows, of norms as captured, of active pairs.
+
+    ``full`` rows have no pair left that is not active; ``row_sum`` is float64 [d].
+    """
+
+    rows: int
+    squared_error: float
+    squared_norm: float
+    norm_sum: float
+    active: int
+    full: int
+    row_sum: Tensor
+
+    @classmethod
+    def of(cls, y: Tensor, error: Tensor, norms: Tensor, value: Tensor) -> "Scores":
+        """Of normalised y [n, d], their reconstruction error [n, d], norms as captured [n] and codes' values [n, k].
+
+        Everything comes from the device in one piece: a GPU is waited for once.
+        """
+        active = value > 0
+        counts = active.sum().double(), active.all(1).sum().double()
+        sums = torch.stack([_energy(error), _energy(y), norms.sum(dtype=torch.float64), *counts])
+        told = torch.cat([sums, y.sum(0).double()]).cpu()
+        squared_error, squared_norm, norm_sum, pairs, full = told[:5].tolist()
+        return cls(len(y), squared_error, squared_norm, norm_sum, int(pairs), int(full), told[5:])
 
 
 class OpenWindow:
@@ -39,7 +68,7 @@ class OpenWindow:
         self.squared_error = self.squared_norm = self.norm_sum = 0.0
         self.active = 0
         self.row_sum = torch.zeros(self.width, dtype=torch.float64)
-        self._requests: list[NDArray[np.int64]] = []
+        self._requests = RequestRows()
 
     def open(self, time: int) -> None:
         """Begin the window that holds ``time``, or the first one not yet closed if that is later."""
@@ -58,31 +87,22 @@ class OpenWindow:
 
     def add_rows(self, metadata: RowMetadata, *, rows_sink: int, rows_quarantined: int, rows_late: int) -> None:
         """Count rows as they come, before any is set apart."""
-        request, phase = metadata.request.cpu().numpy(), metadata.phase.cpu().numpy()
-        self.rows += len(request)
+        self.rows += len(metadata.request)
         self.latest = max(self.latest, int(metadata.time.max()))
         self.rows_sink += rows_sink
         self.rows_quarantined += rows_quarantined
         self.rows_late += rows_late
-        keys, inverse, counts = np.unique(request, return_inverse=True, return_counts=True)
-        decode = np.bincount(inverse, weights=phase, minlength=len(keys)).astype(np.int64)
-        self._requests.append(np.stack([keys, counts, decode]))
-        if len(self._requests) > 64:
-            self._requests = [self._merged_requests()]
+        self._requests.add(DistinctRequests.of(metadata))
 
-    def add_scores(self, y: Tensor, error: Tensor, norms: Tensor, *, active: int) -> float | None:
-        """Add scored rows: normalised y [n, d], their reconstruction error [n, d], norms as captured [n].
-
-        Returns the fvu of these rows alone; None below two rows or without variance.
-        """
-        squared_error, squared_norm, row_sum = _energy(error), _energy(y), y.sum(0).double().cpu()
-        self.rows_scored += len(y)
-        self.squared_error += squared_error
-        self.squared_norm += squared_norm
-        self.row_sum += row_sum
-        self.norm_sum += float(norms.sum(dtype=torch.float64))
-        self.active += active
-        return _fvu(squared_error, squared_norm, row_sum, len(y))
+    def add_scores(self, scores: Scores) -> float | None:
+        """Add scored rows. Returns the fvu of these rows alone; None below two rows or without variance."""
+        self.rows_scored += scores.rows
+        self.squared_error += scores.squared_error
+        self.squared_norm += scores.squared_norm
+        self.row_sum += scores.row_sum
+        self.norm_sum += scores.norm_sum
+        self.active += scores.active
+        return _fvu(scores.squared_error, scores.squared_norm, scores.row_sum, scores.rows)
 
     @property
     def fvu(self) -> float | None:
@@ -111,7 +131,7 @@ class OpenWindow:
     ) -> dict[str, pa.RecordBatch]:
         """The window's tables by name; afterwards it is empty and not open. ``early`` cuts it after its last row."""
         assert self.end is not None  # noqa: S101  only an open window is closed
-        merged = self._merged_requests()
+        merged = self._requests.merged()
         start, end = self.start, min(self.end, self.latest + 1) if early else self.end
         known = int((merged[0] >= 0).sum())
         stream = {
@@ -129,10 +149,10 @@ class OpenWindow:
             "dictionary_version": dictionary_version,
         }
         closed = {
-            "stream_window": _batch({name: [value] for name, value in stream.items()}, tables.STREAM_WINDOW),
-            "feature_window": self._features(statistics, start, end, dictionary_version),
+            "stream_window": record_batch({name: [value] for name, value in stream.items()}, tables.STREAM_WINDOW),
+            **statistics.close(WindowOf(self.stream_key, start, end), dictionary_version),
             "example": self._examples(examples, end, dictionary_version),
-            "request_rows": _batch(
+            "request_rows": record_batch(
                 {
                     "request_key": merged[0],
                     "stream_key": np.full(len(merged[0]), self.stream_key),
@@ -161,7 +181,7 @@ class OpenWindow:
             "norm_sum": self.norm_sum,
             "active": self.active,
             "row_sum": self.row_sum.clone(),
-            "requests": torch.from_numpy(self._merged_requests()),
+            "requests": torch.from_numpy(self._requests.merged()),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -173,43 +193,13 @@ class OpenWindow:
         for name in ("squared_error", "squared_norm", "norm_sum"):
             setattr(self, name, float(state[name]))
         self.row_sum = state["row_sum"].clone()
-        self._requests = [state["requests"].numpy()]
-
-    def _merged_requests(self) -> NDArray[np.int64]:
-        """Distinct request keys, their rows and their decode rows: int64 [3, m]."""
-        if not self._requests:
-            return np.zeros((3, 0), dtype=np.int64)
-        stacked = np.concatenate(self._requests, axis=1)
-        keys, inverse = np.unique(stacked[0], return_inverse=True)
-        merged = np.zeros((3, len(keys)), dtype=np.int64)
-        merged[0] = keys
-        np.add.at(merged[1], inverse, stacked[1])
-        np.add.at(merged[2], inverse, stacked[2])
-        return merged
-
-    def _features(self, statistics: FeatureStatistics, start: int, end: int, version: int) -> pa.RecordBatch:
-        fired = statistics.fired.nonzero().squeeze(1)
-        count = len(fired)
-        return _batch(
-            {
-                "stream_key": np.full(count, self.stream_key),
-                "window_start": np.full(count, start),
-                "window_end": np.full(count, end),
-                "feature": fired.cpu().numpy(),
-                "fired": statistics.fired[fired].cpu().numpy(),
-                "sum": statistics.sum[fired].cpu().numpy(),
-                "sum_squares": statistics.sum_squares[fired].cpu().numpy(),
-                "max": statistics.max[fired].cpu().numpy(),
-                "dictionary_version": np.full(count, version),
-            },
-            tables.FEATURE_WINDOW,
-        )
+        self._requests.load(state["requests"].numpy())
 
     def _examples(self, examples: TopExamples, written: int, version: int) -> pa.RecordBatch:
         feature, slot = examples.take_fresh()
         metadata = RowMetadata._make(column[feature, slot].cpu().numpy() for column in examples.metadata)
         count = len(feature)
-        return _batch(
+        return record_batch(
             {
                 "stream_key": np.full(count, self.stream_key),
                 "feature": feature.cpu().numpy(),
@@ -227,21 +217,10 @@ class OpenWindow:
         )
 
 
-def _batch(columns: dict[str, Any], schema: pa.Schema) -> pa.RecordBatch:
-    arrays = []
-    for field in schema:
-        array = columns[field.name]
-        if not isinstance(array, pa.Array):
-            array = pa.array(array)
-        if pa.types.is_timestamp(field.type):
-            array = array.cast(pa.int64())
-        arrays.append(array.cast(field.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _energy(rows: Tensor) -> float:
+def _energy(rows: Tensor) -> Tensor:
     """Sum of squares; rows' own sums in float32, the sum over rows in float64."""
-    return float(torch.linalg.vector_norm(rows, dim=1).double().square().sum())
+    energy: Tensor = torch.linalg.vector_norm(rows, dim=1).double().square().sum()
+    return energy
 
 
 def _fvu(squared_error: float, squared_norm: float, row_sum: Tensor, rows: int) -> float | None:

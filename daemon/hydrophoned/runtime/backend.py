@@ -2,23 +2,38 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import psutil
 from hydrophone_schemas import __version__
-from hydrophone_schemas.rest import DictionaryQuality, FvuByFeatures, ProducerReport, SelfReport, Stage, StreamStatus
+from hydrophone_schemas.rest import (
+    DictionaryQuality,
+    FvuByFeatures,
+    LabelRun,
+    LabelRunBody,
+    ProducerReport,
+    SelfReport,
+    Stage,
+    StreamStatus,
+)
 from numpy.typing import NDArray
 
-from hydrophoned.api.backend import EncodedRows
+from hydrophoned.api.backend import ArtefactFiles, EncodedRows, NumberedFeatures, ReconstructedRows
 from hydrophoned.api.errors import Unavailable
 from hydrophoned.ingest.server import IngestServer
 from hydrophoned.learn.learner import StreamLearner
+from hydrophoned.runtime import versions
 from hydrophoned.runtime.clock import now_us
+from hydrophoned.runtime.label_evidence import feature_ids
+from hydrophoned.runtime.questions import FeatureQuestions
 from hydrophoned.runtime.streams import Stream
-from hydrophoned.store import StoreReader
+from hydrophoned.runtime.traffic_questions import TrafficQuestions
+from hydrophoned.runtime.versions import version_row
+from hydrophoned.store import Label, StoreReader, label_table
+from hydrophoned.store.questions import QuestionReader
 
 if TYPE_CHECKING:
     from hydrophoned.runtime.daemon import Daemon
@@ -40,6 +55,7 @@ _FROM_LEARNER = (
     "changes",
     "transforms",
     "variant",
+    "normalise",
     "learning_rate",
     "fvu",
     "l0",
@@ -59,6 +75,9 @@ class DaemonBackend:
     def __init__(self, daemon: "Daemon", server: IngestServer) -> None:
         self._daemon, self._server = daemon, server
         self._process = psutil.Process()
+        asked = QuestionReader(daemon.store)
+        self.questions = FeatureQuestions(daemon.streams, asked)
+        self.traffic = TrafficQuestions(daemon.streams, asked, daemon.writer, now_us)
 
     @property
     def version(self) -> str:
@@ -87,6 +106,10 @@ class DaemonBackend:
         """Codes of rows x [n, d]; raises Unavailable when the learner does not answer in time."""
         return EncodedRows(*await self._ask(stream_id, lambda learner: learner.encode(x)))
 
+    async def reconstruct(self, stream_id: str, x: NDArray[np.float32]) -> ReconstructedRows:
+        """Rows x [n, d] rebuilt from their codes; raises Unavailable when the learner does not answer in time."""
+        return ReconstructedRows(*await self._ask(stream_id, lambda learner: learner.reconstruct(x)))
+
     async def quality(self, stream_id: str) -> DictionaryQuality:
         """How good the stream's dictionary is; raises Unavailable when the learner does not answer in time."""
         told = await self._ask(stream_id, lambda learner: learner.quality())
@@ -100,10 +123,50 @@ class DaemonBackend:
             fvu_by_features=by_count and [FvuByFeatures(features=count, fvu=fvu) for count, fvu in by_count],
         )
 
-    async def _ask(self, stream_id: str, question: Callable[[StreamLearner], T]) -> T:
+    async def feature_ids(self, stream_id: str) -> NumberedFeatures:
+        """The id of each feature; raises Unavailable when the learner does not answer in time."""
+        return await self._ask(
+            stream_id, lambda learner: NumberedFeatures(feature_ids(learner), learner.dictionary_version)
+        )
+
+    async def publish(self, stream_id: str) -> dict[str, Any]:
+        """Publish the stream's dictionary; raises Unavailable when the learner does not answer in time."""
+        published = await self._ask(stream_id, lambda learner: learner.publish(now_us()))
+        await asyncio.to_thread(self._daemon.streams.flush_versions)
+        await asyncio.to_thread(self._daemon.writer.flush, _ASK_SECONDS)
+        return version_row(published)
+
+    def versions_kept(self, stream_id: str) -> set[int]:
+        """The versions on disk."""
+        return set(versions.numbers(self._daemon.streams.versions(stream_id)))
+
+    def artefact(self, stream_id: str, version: int) -> ArtefactFiles | None:
+        """A version's files; None where they are not kept."""
+        return versions.artefact_files(versions.folder_of(self._daemon.streams.versions(stream_id), version))
+
+    async def put_labels(self, stream_key: int, labels: Sequence[Label]) -> None:
+        """Store labels; raises Unavailable when that does not succeed in time."""
+        writer = self._daemon.writer
+        stored = writer.put({"label": label_table(stream_key, labels)}, patience_seconds=0)
+        if not stored or not await asyncio.to_thread(writer.flush, _ASK_SECONDS):
+            raise Unavailable(f"the store did not take the labels: {writer.problem or 'it is behind'}")
+
+    def start_labelling(self, stream_id: str, body: LabelRunBody) -> LabelRun:
+        """Begin automatic labelling; raises Refused."""
+        return self._daemon.labelling.start(self._stream(stream_id), body)
+
+    def labelling(self) -> LabelRun:
+        """The run in progress, or the last one."""
+        return self._daemon.labelling.run
+
+    def _stream(self, stream_id: str) -> Stream:
         stream = self._daemon.streams.get(stream_id)
         if stream is None:
             raise Unavailable(f"stream {stream_id} is not open")
+        return stream
+
+    async def _ask(self, stream_id: str, question: Callable[[StreamLearner], T]) -> T:
+        stream = self._stream(stream_id)
         future = asyncio.wrap_future(stream.worker.call(question, after_queued=False))
         try:
             return await asyncio.wait_for(future, _ASK_SECONDS)

@@ -1,6 +1,7 @@
 """The daemon: wires ingest, learners, store and API together, and owns their lives."""
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ import torch
 from hydrophone_schemas import tables
 
 from hydrophoned.api import HttpServer
+from hydrophoned.attributes import RequestAttributes
 from hydrophoned.ingest.producers import ProducerRegistry
 from hydrophoned.ingest.server import IngestServer
 from hydrophoned.ingest.sink import RequestSpec, StreamSpec
@@ -28,6 +30,7 @@ from hydrophoned.runtime.backend import DaemonBackend
 from hydrophoned.runtime.checkpoint import copy_state, load_json, write_json_atomically
 from hydrophoned.runtime.clock import now_us
 from hydrophoned.runtime.config import Config
+from hydrophoned.runtime.labels import Labelling
 from hydrophoned.runtime.recorder import Recorder
 from hydrophoned.runtime.streams import StreamRegistry
 from hydrophoned.store import Store, StoreReader, StoreWriter
@@ -36,6 +39,8 @@ _log = logging.getLogger(__name__)
 _HOUSEKEEPING_SECONDS = 1.0
 _CLOCK_TOLERANCE_US = 60_000_000
 _RETENTION_SECONDS = 3600.0
+_LATEST_REQUESTS = 10_000
+"""Requests of a former run whose rows may still come, and be split by what they were like."""
 
 
 class Ready(NamedTuple):
@@ -66,6 +71,7 @@ class Daemon:
         self.reader = StoreReader(self.store)
         self.writer = StoreWriter(self.store)
         self.recorder = Recorder(self._put_now)
+        self.attributes = RequestAttributes(config.split_by)
         self.streams = StreamRegistry(
             data_dir / "streams",
             self._learner_config,
@@ -76,8 +82,14 @@ class Daemon:
             max_streams=config.ingest.max_streams,
             keep_checkpoints=config.store.keep_checkpoints,
             niceness=config.daemon.nice,
+            idle_seconds=config.learn.idle_seconds,
+            control_file=lambda stream_id: config.learn_for(stream_id).control_file,
+            attributes=self.attributes,
+            keep_versions=config.store.keep_versions,
+            given=self.reader.last_given,
         )
         self.producers = ProducerRegistry(max_requests=config.ingest.max_requests)
+        self.labelling = Labelling(self.reader, self.writer, config.labels, now_us, niceness=config.daemon.nice)
         self._durable: dict[str, int] = {}
         self._next_request = 1
         self._checkpointing = asyncio.Lock()
@@ -106,6 +118,7 @@ class Daemon:
         """Key of a new request."""
         key, self._next_request = self._next_request, self._next_request + 1
         self.recorder.request(key, spec)
+        self.attributes.add(key, spec.attributes)
         return key
 
     def put_rows(self, stream_key: int, rows: Rows) -> None:
@@ -145,6 +158,9 @@ class Daemon:
 
     def restore(self) -> None:
         """Take up streams, requests and producers of a former run."""
+        if self.config.split_by:
+            for row in self.reader.latest_attributes(_LATEST_REQUESTS).to_pylist():
+                self.attributes.add(row["request_key"], json.loads(row["attributes"]))
         self.streams.restore(_stream_rows(self.reader))
         self._next_request = self.reader.max_request_key() + 1
         saved = load_json(self._producers_file)
@@ -161,7 +177,9 @@ class Daemon:
             producers = self.producers.state_dict()
             for stream in self.streams:
                 state, config = await asyncio.wrap_future(
-                    stream.worker.call(lambda learner: (copy_state(learner.state_dict()), learner.config))
+                    stream.worker.call(
+                        lambda learner: (copy_state(learner.state_dict()), learner.config), on_device=False
+                    )
                 )
                 await asyncio.to_thread(self.streams.save, stream, state, config)
             await self._flush_store()
@@ -201,6 +219,7 @@ class Daemon:
     async def close(self) -> None:
         """Learn what is queued, checkpoint, end the threads and close the store, within the configured time."""
         limit = self.config.daemon.shutdown_timeout_s
+        await self.labelling.close()
         try:
             await asyncio.wait_for(self.checkpoint(), limit)
         except TimeoutError:
@@ -211,6 +230,7 @@ class Daemon:
             stream.worker.stop()
         for stream in self.streams:
             await asyncio.to_thread(stream.worker.join, limit)
+        await asyncio.to_thread(self.streams.close)
         await asyncio.to_thread(self.writer.close, limit)
         self.store.close()
 

@@ -13,7 +13,7 @@ from hydrophone_schemas.places import DEFAULT_HTTP, parse_address, user_socket
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from hydrophoned.learn.config import LearnerConfig, Variant
+from hydrophoned.learn.config import LearnerConfig, Normalise, Variant
 
 PREFIX: Final = "HYDROPHONE_"
 """What the environment variables of all settings begin with."""
@@ -45,8 +45,14 @@ def _read_mode(value: Any) -> Any:
         raise ValueError("must be octal, such as 0660") from None
 
 
+def _read_names(value: Any) -> Any:
+    """Names with commas between, as a flag gives them; what is no text passes unchanged."""
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+
 Positive = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, BeforeValidator(read_bytes)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], BeforeValidator(_read_names)]
 Mode = Annotated[int, BeforeValidator(_read_mode), Field(ge=0, le=0o777)]
 
 
@@ -163,13 +169,34 @@ class LearnFields(Section):
     k: int = Field(32, ge=1, le=4096, description="active features per row")
     batch_rows: int = Field(512, ge=1, le=65_536, description="rows of one training step")
     buffer_rows: int = Field(4096, ge=1, le=1 << 20, description="rows of the shuffle buffer; at least batch_rows")
-    warmup_rows: int = Field(2048, ge=1, le=1 << 20, description="rows from which a dictionary is initialised")
+    warmup_rows: int = Field(
+        2048,
+        ge=1,
+        le=1 << 20,
+        description="rows from which a dictionary is initialised; with normalise = whiten 10 per element of a row, "
+        "where that is more: the shuffle buffer then has room for them",
+    )
+    normalise: Normalise = Field(
+        "scale",
+        description="what makes rows comparable: mean and one scale, or whitening by their own covariance (`whiten`), "
+        "or by that of the rows in control_file (`control`)",
+    )
+    control_file: Path | None = Field(
+        None, description="rows that show what is of no interest: .npy, .parquet or .arrow, of the streams' width"
+    )
     normaliser_rows: int = Field(8192, ge=1, le=10**12, description="rows between two checks of mean and scale")
     replay_share: float = Field(
         1 / 16, ge=0, le=1, description="rows of the uniform sample that are learned again, per fresh row"
     )
     learn_rows_per_second: float = Field(
         0.0, ge=0, description="most rows learned from per second; the others are scored only; 0 means all"
+    )
+    learn_time_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="most of the time that passes that training steps may take, as a share; over it rows are scored "
+        "only; 0 and 1 mean no limit",
     )
     learning_rate: float = Field(
         5e-3, gt=0, lt=1, description="step size at the start; it falls with the square root of the rows learned"
@@ -185,7 +212,28 @@ class LearnFields(Section):
     code_sample_rows: int = Field(
         32_768, ge=0, le=1 << 22, description="rows of the uniform sample of codes, behind questions about features"
     )
+    split_by: Names = Field(
+        (),
+        max_length=4,
+        description="attributes of requests, such as tenant or route, by which statistics are split besides the phase: "
+        "at most 4, each with its first 32 values",
+    )
+    request_features_per_window: int = Field(
+        8, ge=0, le=64, description="requests of a window, about, whose features are kept request by request"
+    )
     window_seconds: float = Field(10.0, ge=1, le=3600, description="length of a statistics window, in seconds")
+    publish_rows: int = Field(
+        262_144,
+        ge=1,
+        le=10**12,
+        description="learned rows between two looks at how far a dictionary has moved since its last version",
+    )
+    publish_moved: float = Field(
+        0.3, ge=0, le=1, description="share of the codes that has to have changed for a new version; 0: none for that"
+    )
+    probe_rows: int = Field(
+        2048, ge=0, le=1 << 16, description="rows of the fixed sample on which versions are compared"
+    )
     patience_seconds: float = Field(
         30.0, gt=0, le=86_400, description="on a slow stream: seconds after which fewer rows are enough to learn from"
     )
@@ -195,6 +243,12 @@ class LearnFields(Section):
     def _consistent(self) -> "LearnFields":
         if self.features and self.k > self.features:
             raise ValueError(f"k = {self.k} is more than features = {self.features}: a row has no more codes than that")
+        if self.normalise == "control" and self.control_file is None:
+            raise ValueError("normalise = control needs a control_file: the rows to whiten by")
+        if "phase" in self.split_by or len(set(self.split_by)) < len(self.split_by):
+            raise ValueError(
+                f"split_by = {', '.join(self.split_by)} names an attribute twice, or phase, which is split by anyway"
+            )
         if self.batch_rows > self.buffer_rows:
             raise ValueError(
                 f"batch_rows = {self.batch_rows} is more than buffer_rows = {self.buffer_rows}, which it is drawn from"
@@ -218,10 +272,17 @@ class LearnOverride(LearnFields):
 
 
 class LearnConfig(LearnFields):
-    """How dictionaries are learned. Every field but `device` can differ by stream."""
+    """How dictionaries are learned. Every field but `device` and `idle_seconds` can differ by stream."""
 
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N; auto takes a GPU if any"
+    )
+    idle_seconds: float = Field(
+        300.0,
+        ge=0,
+        le=10**9,
+        description="seconds without rows or questions after which a stream leaves the GPU for main memory, until the "
+        "next; 0: never",
     )
     override: tuple[LearnOverride, ...] = Field(
         (), description="tables `[[learn.override]]`; of those that match a stream, later ones win"
@@ -257,10 +318,43 @@ class StoreConfig(Section):
         60.0, ge=1, le=86_400, description="seconds between checkpoints: what a killed daemon loses at most"
     )
     keep_checkpoints: int = Field(2, ge=1, le=100, description="checkpoints kept per stream")
+    keep_versions: int = Field(
+        4, ge=1, le=10_000, description="published versions of a dictionary whose weights are kept per stream"
+    )
     retention_days: float = Field(30.0, gt=0, le=36_500, description="age at which closed windows are deleted, in days")
     max_bytes: Bytes = Field(
         8 << 30, ge=1 << 20, le=1 << 50, description="size beyond which the oldest windows are deleted, in bytes"
     )
+
+
+class LabelsConfig(Section):
+    """Labels of features. Those that the daemon finds by itself need none of these settings."""
+
+    url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="base address of an OpenAI-compatible endpoint that may be asked for labels, such as "
+        "`http://127.0.0.1:8000/v1`",
+    )
+    model: str | None = Field(None, min_length=1, max_length=200, description="name of the model that is asked there")
+    api_key_env: str | None = Field(
+        None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="environment variable that holds the endpoint's key"
+    )
+    text_egress: bool = Field(
+        False,
+        description="whether token strings may be sent to the endpoint; without it none is asked, on this machine or "
+        "elsewhere",
+    )
+    timeout_s: float = Field(60.0, gt=0, le=600, description="longest time one answer may take, in seconds")
+    concurrency: int = Field(2, ge=1, le=32, description="questions that are open at the endpoint at a time")
+
+    @model_validator(mode="after")
+    def _complete(self) -> "LabelsConfig":
+        if self.url is not None and self.model is None:
+            raise ValueError("url is given without model: name the model that is to be asked")
+        if self.model in ("manual", "imported", "rule"):
+            raise ValueError(f"model = {self.model!r}: a label's source of that name is another one; choose an alias")
+        return self
 
 
 class Config(BaseSettings):
@@ -273,6 +367,12 @@ class Config(BaseSettings):
     http: HttpConfig = Field(default_factory=lambda: HttpConfig.model_validate({}))
     learn: LearnConfig = Field(default_factory=lambda: LearnConfig.model_validate({}))
     store: StoreConfig = Field(default_factory=lambda: StoreConfig.model_validate({}))
+    labels: LabelsConfig = Field(default_factory=lambda: LabelsConfig.model_validate({}))
+
+    @property
+    def split_by(self) -> set[str]:
+        """Attributes of requests by which the statistics of any stream are split."""
+        return {name for fields in (self.learn, *self.learn.override) for name in fields.split_by}
 
     def learn_for(self, stream_id: str) -> LearnFields:
         """Settings of the learner of one stream: ``[learn]`` and the overrides whose glob matches its id."""
@@ -290,4 +390,5 @@ SECTIONS: Final[dict[str, type[Section]]] = {
     "http": HttpConfig,
     "learn": LearnConfig,
     "store": StoreConfig,
+    "labels": LabelsConfig,
 }

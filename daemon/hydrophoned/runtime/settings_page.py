@@ -15,6 +15,7 @@ _SHOWN_DEFAULTS: Final = {
     "socket": "`$XDG_RUNTIME_DIR/hydrophone/ingest.sock`, else `/tmp/hydrophone-UID/ingest.sock`",
     "socket_mode": "`0o600`",
     "override": "none",
+    "split_by": "none",
 }
 
 
@@ -130,5 +131,5 @@ features = 4608
 
 This page is made from the settings' own descriptions.
 """
-_OVERRIDE: Final = """Settings of some streams: `match`, and any fields of `[learn]` but `device`, with the values that
-hold for the streams whose id matches. Where several match a stream, later ones win."""
+_OVERRIDE: Final = """Settings of some streams: `match`, and any fields of `[learn]` but `device` and `idle_seconds`,
+with the values that hold for the streams whose id matches. Where several match a stream, later ones win."""

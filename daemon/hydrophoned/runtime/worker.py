@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -14,7 +15,9 @@ import torch
 
 from hydrophoned.ingest.queue import RowQueue
 from hydrophoned.learn.learner import StreamLearner
+from hydrophoned.learn.placement import MAIN_MEMORY
 from hydrophoned.rows import Rows
+from hydrophoned.runtime.placement import Rest, own_queue
 
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
@@ -25,7 +28,8 @@ class LearnerWorker:
     """Owns a learner and the only thread that touches it; ingestion never waits for it.
 
     ``make_learner`` runs in the thread (making a dictionary takes tens of milliseconds); ``publish`` is called there
-    with each closed window's record batches by table name; ``now`` gives UTC microseconds.
+    with the record batches, by table name, of each closed window and each published version; ``now`` gives UTC
+    microseconds. A learner on a GPU leaves it when nothing has needed it for ``idle_seconds`` (0: never).
     """
 
     def __init__(
@@ -37,6 +41,8 @@ class LearnerWorker:
         now: Callable[[], int],
         *,
         niceness: int = 0,
+        device: torch.device = MAIN_MEMORY,
+        idle_seconds: float = 0.0,
     ) -> None:
         self.name = name
         self.queue = queue
@@ -49,7 +55,9 @@ class LearnerWorker:
         self._rows_out = 0
         self._last_error = 0.0
         self._make_learner, self._publish, self._now, self._niceness = make_learner, publish, now, niceness
-        self._tasks: deque[tuple[int, Callable[[StreamLearner], Any], Future[Any]]] = deque()
+        self._device = device
+        self._rest = Rest(name, idle_seconds, time.monotonic())
+        self._tasks: deque[tuple[int, Callable[[StreamLearner], Any], Future[Any], bool]] = deque()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"learn {name}"[:60], daemon=True)
 
@@ -72,13 +80,18 @@ class LearnerWorker:
         reasons = {"queue_full": self.queue.dropped_rows, "learner_error": self.rows_failed}
         return {reason: rows for reason, rows in reasons.items() if rows}
 
-    def call(self, function: Callable[[StreamLearner], T], *, after_queued: bool = True) -> Future[T]:
-        """Run ``function(learner)`` in the thread, after the rows queued so far; its result comes as a future."""
+    def call(
+        self, function: Callable[[StreamLearner], T], *, after_queued: bool = True, on_device: bool = True
+    ) -> Future[T]:
+        """Run ``function(learner)`` in the thread, after the rows queued so far; its result comes as a future.
+
+        Without ``on_device`` a learner that has left its device stays where it is: it works there too, more slowly.
+        """
         future: Future[T] = Future()
         if not self._thread.is_alive():
             future.set_exception(RuntimeError(f"the learner of {self.name} has ended"))
             return future
-        self._tasks.append((self.rows_in if after_queued else 0, function, future))
+        self._tasks.append((self.rows_in if after_queued else 0, function, future, on_device))
         return future
 
     def stop(self) -> None:
@@ -95,15 +108,20 @@ class LearnerWorker:
             # per thread on Linux: the model's process and our own ingestion go before learning
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
         torch.set_grad_enabled(False)
-        try:
-            learner = self._make_learner()
-        except Exception:  # noqa: BLE001  logged; the other streams go on
-            _log.exception(
-                "the learner of %s cannot start; its rows are dropped until the daemon is restarted", self.name
-            )
-            self.queue.close()
-            self._fail_remaining()
-            return
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(own_queue(self._device))
+                learner = self._make_learner()
+            except Exception:  # noqa: BLE001  logged; the other streams go on
+                _log.exception(
+                    "the learner of %s cannot start; its rows are dropped until the daemon is restarted", self.name
+                )
+                self.queue.close()
+            else:
+                self._live(learner)
+        self._fail_remaining()
+
+    def _live(self, learner: StreamLearner) -> None:
         self.status = learner.status()
         next_tick = time.monotonic() + _TICK_SECONDS
         seen, since = learner.rows_seen, time.monotonic()
@@ -115,6 +133,7 @@ class LearnerWorker:
             now = time.monotonic()
             if now >= next_tick:
                 self._guard(lambda: learner.advance(self._now()), 0)
+                self._guard(lambda: self._rest.tick(learner, time.monotonic()), 0)
                 rate = (learner.rows_seen - seen) / (now - since)
                 self.rows_per_second += (rate - self.rows_per_second) * 0.25
                 seen, since, next_tick = learner.rows_seen, now, now + _TICK_SECONDS
@@ -122,32 +141,35 @@ class LearnerWorker:
                 self.cpu_seconds = time.thread_time()
                 if rows is None:
                     self.lag_seconds = 0.0 if self.lag_seconds is not None else None
-            for closed in learner.take_closed():
-                self._publish(closed)
-        self._fail_remaining()
+            self._hand_on(learner)
 
     def _observe(self, learner: StreamLearner, rows: Rows) -> None:
-        self._guard(lambda: learner.observe(rows), rows.count)
+        self._guard(lambda: self._rest.observing(learner, lambda: learner.observe(rows), time.monotonic()), rows.count)
         self._rows_out += rows.count
         self.lag_seconds = max(0.0, (self._now() - int(rows.time[-1])) / 1e6)
 
     def _run_tasks(self, learner: StreamLearner) -> None:
         while self._tasks:
-            target, function, future = self._tasks[0]
+            target, function, future, on_device = self._tasks[0]
             if self._rows_out + self.queue.dropped_rows < target and not self._stopping.is_set():
                 return
             self._tasks.popleft()
             if not future.set_running_or_notify_cancel():
                 continue
             try:
+                if on_device:
+                    self._rest.needed(learner, time.monotonic())
                 result = function(learner)
             except Exception as error:  # noqa: BLE001  the caller gets it, whatever it is
                 future.set_exception(error)
             else:
                 self.status = learner.status()
-                for closed in learner.take_closed():
-                    self._publish(closed)
+                self._hand_on(learner)
                 future.set_result(result)
+
+    def _hand_on(self, learner: StreamLearner) -> None:
+        for tables in (*learner.take_closed(), *learner.take_published()):
+            self._publish(tables)
 
     def _guard(self, action: Callable[[], None], count: int) -> None:
         """Run ``action``; an error costs its rows, is counted and logged (at most once a second), never the thread."""
@@ -161,5 +183,5 @@ class LearnerWorker:
 
     def _fail_remaining(self) -> None:
         while self._tasks:
-            _, _, future = self._tasks.popleft()
+            _, _, future, _ = self._tasks.popleft()
             future.set_exception(RuntimeError(f"the learner of {self.name} has ended"))

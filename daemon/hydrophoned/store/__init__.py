@@ -15,9 +15,11 @@ from hydrophoned.store.errors import (
     StoreUnusable,
     WriteFailed,
 )
-from hydrophoned.store.features import FeatureQuery
+from hydrophoned.store.features import FeatureQuery, SplitCell
+from hydrophoned.store.labels import Label, LabelQuery, label_table
 from hydrophoned.store.reader import StoreReader
 from hydrophoned.store.retention import Retained
+from hydrophoned.store.versions import MatchQuery
 from hydrophoned.store.windows import WindowRange
 from hydrophoned.store.writer import StoreWriter
 
@@ -25,8 +27,12 @@ __all__ = [
     "BadQuery",
     "BadTable",
     "FeatureQuery",
+    "Label",
+    "LabelQuery",
+    "MatchQuery",
     "QueryTimeout",
     "Retained",
+    "SplitCell",
     "Store",
     "StoreClosed",
     "StoreError",
@@ -38,4 +44,5 @@ __all__ = [
     "StoreWriter",
     "WindowRange",
     "WriteFailed",
+    "label_table",
 ]

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from hydrophoned.store.errors import BadQuery
+from hydrophoned.store.quantiles import FEWEST_FIRED, FEWEST_REQUESTS, TOLD, quantile_tables_sql, wilson_sql
 
 SORT_KEYS: Final = {
     "rate": "rate",
+    "rate_low": "rate_low",
     "fired": "fired",
+    "requests": "requests",
     "mean": "mean",
     "std": "std",
     "max": "max",
@@ -15,6 +18,15 @@ SORT_KEYS: Final = {
     "index": "index",
 }
 """What features may be sorted by, and the expression that is compared."""
+QUANTILES: Final = {"q50": 0.5, "q90": 0.9, "q99": 0.99}
+"""The quantiles of its activations that a feature is listed with."""
+
+
+class SplitCell(NamedTuple):
+    """The rows of a stream whose ``attribute`` has this ``value``; see the table ``stream_split``."""
+
+    attribute: str
+    value: str
 
 
 class FeatureQuery(NamedTuple):
@@ -24,6 +36,8 @@ class FeatureQuery(NamedTuple):
     features: those that did not fire are listed too; None lists only those that fired. ``only`` restricts to these
     indices. ``fired`` True keeps those that fired, False those that did not. ``after`` is (sort key, index) of the
     last feature of the page before; a key of None is the end, where unknown values are. Ties are in order of index.
+    With ``split`` only rows of that cell are counted; what is not kept by cell is then null: requests, standard
+    deviation, maximum and quantiles.
     """
 
     since: int
@@ -38,30 +52,52 @@ class FeatureQuery(NamedTuple):
     min_rate: float | None = None
     max_rate: float | None = None
     min_max: float | None = None
+    split: SplitCell | None = None
 
 
-_FEATURES: Final = """
-    WITH scored AS (
-        SELECT coalesce(sum(rows_scored), 0)::BIGINT AS "rows" FROM stream_window
-        WHERE stream_key = $stream AND window_start >= make_timestamp($since)
-          AND window_start < make_timestamp($until)),
+_RANGE: Final = """stream_key = $stream AND window_start >= make_timestamp($since)
+          AND window_start < make_timestamp($until)"""
+_ALL_ROWS: Final = """
+    scored AS (SELECT coalesce(sum(rows_scored), 0)::BIGINT AS "rows" FROM stream_window WHERE {range}),
     firing AS (
         SELECT feature AS index, sum(fired)::BIGINT AS fired, sum(sum) AS total, sum(sum_squares) AS squares,
                max(max)::DOUBLE AS max, max(window_end) AS last_fired,
-               arg_max(dictionary_version, window_end) AS dictionary_version
-        FROM feature_window
-        WHERE stream_key = $stream AND window_start >= make_timestamp($since) AND window_start < make_timestamp($until)
-              {only}
-        GROUP BY feature),
+               arg_max(dictionary_version, window_end) AS dictionary_version,
+               CASE WHEN count(requests) = count(*) THEN sum(requests)::BIGINT END AS requests
+        FROM feature_window WHERE {range} {only} GROUP BY feature),"""
+_ONE_CELL: Final = """
+    scored AS (
+        SELECT coalesce(sum(rows_scored), 0)::BIGINT AS "rows" FROM stream_split
+        WHERE {range} AND attribute = $attribute AND value = $value),
+    firing AS (
+        SELECT feature AS index, sum(fired)::BIGINT AS fired, sum(sum) AS total, NULL::DOUBLE AS squares,
+               NULL::DOUBLE AS max, max(window_end) AS last_fired,
+               arg_max(dictionary_version, window_end) AS dictionary_version, NULL::BIGINT AS requests
+        FROM feature_split
+        WHERE {range} AND attribute = $attribute AND value = $value {only} GROUP BY feature),"""
+_FEATURES: Final = """
+    WITH {source}
     listed AS ({listed}),
+    counted_rows AS (
+        SELECT index, coalesce(fired, 0) AS fired, "rows", total, squares, max, last_fired, dictionary_version,
+               CASE WHEN fired IS NULL THEN 0 ELSE requests END AS requests
+        FROM listed LEFT JOIN firing USING (index), scored),
     figures AS (
-        SELECT index, CASE WHEN "rows" > 0 THEN coalesce(fired, 0) END AS fired, "rows",
-               CASE WHEN "rows" > 0 THEN coalesce(fired, 0) / "rows" END AS rate, total / fired AS mean,
-               CASE WHEN fired > 0 THEN sqrt(greatest(squares / fired - (total / fired) ** 2, 0)) END AS std, max,
-               last_fired, dictionary_version
-        FROM listed LEFT JOIN firing USING (index), scored)
-    SELECT * FROM figures WHERE {where}
-    ORDER BY {key} {direction} NULLS LAST, index LIMIT $limit
+        SELECT index, CASE WHEN "rows" > 0 THEN fired END AS fired, "rows",
+               CASE WHEN "rows" > 0 THEN fired / "rows" END AS rate,
+               CASE WHEN "rows" > 0 AND {told} THEN {low} END AS rate_low,
+               CASE WHEN "rows" > 0 AND {told} THEN {high} END AS rate_high,
+               CASE WHEN "rows" > 0 THEN requests END AS requests, total / nullif(fired, 0) AS mean,
+               CASE WHEN squares IS NOT NULL THEN sqrt(greatest(squares / fired - (total / fired) ** 2, 0)) END AS std,
+               max, last_fired, dictionary_version
+        FROM counted_rows),
+    page AS (SELECT * FROM figures WHERE {where} ORDER BY {key} {direction} NULLS LAST, index LIMIT $limit),
+    thick AS (
+        SELECT index FROM page
+        WHERE {sketched} AND fired >= {fewest_fired} AND coalesce(requests, {fewest_requests}) >= {fewest_requests}),
+    {quantile_tables}
+    SELECT page.*, {quantiles} FROM page LEFT JOIN quantiles ON page.index = quantiles.feature
+    ORDER BY {key} {direction} NULLS LAST, index
 """
 
 
@@ -84,13 +120,24 @@ def features_sql(stream_key: int, query: FeatureQuery) -> tuple[str, dict[str, A
         values["only"] = list(query.only)
         only = "AND list_contains($only::INTEGER[], feature)"
         listed = f"SELECT index FROM ({listed}) WHERE list_contains($only::INTEGER[], index)"  # noqa: S608  constant text
-    where = _conditions(query, key, values)
+    if query.split is not None:
+        values |= query.split._asdict()
+    source = _ALL_ROWS if query.split is None else _ONE_CELL
+    low, high = wilson_sql("fired", '"rows"')
     statement = _FEATURES.format(
-        only=only,
+        source=source.format(range=_RANGE, only=only),
         listed=listed,
-        where=" AND ".join(where) or "true",
+        told=TOLD,
+        low=low,
+        high=high,
+        where=" AND ".join(_conditions(query, key, values)) or "true",
         key=key,
         direction="DESC" if query.descending else "ASC",
+        sketched="true" if query.split is None else "false",
+        fewest_fired=FEWEST_FIRED,
+        fewest_requests=FEWEST_REQUESTS,
+        quantile_tables=quantile_tables_sql("thick", QUANTILES).lstrip(),
+        quantiles=", ".join(f"CASE WHEN {name} > max THEN max ELSE {name} END AS {name}" for name in QUANTILES),
     )
     return statement, values
 

@@ -42,8 +42,9 @@ MIGRATIONS: Final = (
             """
             CREATE TABLE feature_window (
                 stream_key INTEGER NOT NULL, window_start TIMESTAMP NOT NULL, window_end TIMESTAMP NOT NULL,
-                feature INTEGER NOT NULL, fired BIGINT NOT NULL, sum DOUBLE NOT NULL, sum_squares DOUBLE NOT NULL,
-                max FLOAT NOT NULL, dictionary_version INTEGER NOT NULL)
+                feature INTEGER NOT NULL, fired BIGINT NOT NULL, requests BIGINT, sum DOUBLE NOT NULL,
+                sum_squares DOUBLE NOT NULL, max FLOAT NOT NULL, buckets SMALLINT[] NOT NULL,
+                counts INTEGER[] NOT NULL, dictionary_version INTEGER NOT NULL)
             """,
             """
             CREATE TABLE example (
@@ -81,10 +82,9 @@ MIGRATIONS: Final = (
             """
             CREATE TABLE dictionary (
                 stream_key INTEGER NOT NULL, version INTEGER NOT NULL, published TIMESTAMP NOT NULL,
-                reason VARCHAR NOT NULL, parent INTEGER, rows_learned BIGINT NOT NULL, features
-                INTEGER NOT NULL, k INTEGER NOT NULL, variant VARCHAR NOT NULL, digest VARCHAR NOT
-                NULL, fvu DOUBLE, decoder_moved DOUBLE, codes_moved DOUBLE, probe_rows BIGINT NOT
-                NULL)
+                reason VARCHAR NOT NULL, parent INTEGER, rows_learned BIGINT NOT NULL, features INTEGER NOT NULL,
+                k INTEGER NOT NULL, variant VARCHAR NOT NULL, digest VARCHAR, fvu DOUBLE, decoder_moved DOUBLE,
+                codes_moved DOUBLE, probe INTEGER NOT NULL, probe_rows BIGINT NOT NULL)
             """,
             """
             CREATE TABLE feature (
@@ -93,9 +93,9 @@ MIGRATIONS: Final = (
             """,
             """
             CREATE TABLE feature_match (
-                stream_key INTEGER NOT NULL, from_version INTEGER NOT NULL, to_version INTEGER NOT
-                NULL, kind VARCHAR NOT NULL, feature_id BIGINT NOT NULL, from_feature INTEGER,
-                to_feature INTEGER, cosine DOUBLE, correlation DOUBLE)
+                stream_key INTEGER NOT NULL, from_version INTEGER NOT NULL, to_version INTEGER NOT NULL,
+                kind VARCHAR NOT NULL, from_id BIGINT, to_id BIGINT, from_feature INTEGER, to_feature INTEGER,
+                cosine DOUBLE, correlation DOUBLE)
             """,
             """
             CREATE TABLE stream_split (
@@ -128,9 +128,10 @@ MIGRATIONS: Final = (
             CREATE TABLE probe (
                 stream_key INTEGER NOT NULL, name VARCHAR NOT NULL, created TIMESTAMP NOT NULL,
                 dictionary_version INTEGER NOT NULL, target VARCHAR NOT NULL, k INTEGER NOT NULL,
-                features INTEGER[] NOT NULL, weights DOUBLE[] NOT NULL, bias DOUBLE NOT NULL, f1
-                DOUBLE, auroc DOUBLE, auroc_low DOUBLE, auroc_high DOUBLE, units BIGINT NOT NULL,
-                positives BIGINT NOT NULL)
+                features INTEGER[] NOT NULL, weights DOUBLE[] NOT NULL, bias DOUBLE NOT NULL,
+                threshold DOUBLE NOT NULL, chosen_again DOUBLE[] NOT NULL, f1 DOUBLE, f1_chance DOUBLE,
+                auroc DOUBLE, auroc_low DOUBLE, auroc_high DOUBLE, neuron_auroc DOUBLE, units BIGINT
+                NOT NULL, requests BIGINT NOT NULL, positives BIGINT NOT NULL)
             """,
         ),
     ),

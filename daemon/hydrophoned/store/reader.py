@@ -10,8 +10,18 @@ import pyarrow as pa
 from hydrophoned.store.contexts import with_contexts
 from hydrophoned.store.database import Store
 from hydrophoned.store.errors import QueryTimeout
-from hydrophoned.store.features import FeatureQuery, features_sql
-from hydrophoned.store.windows import WindowRange, series_sql, windows_sql
+from hydrophoned.store.features import FeatureQuery, SplitCell, features_sql
+from hydrophoned.store.labels import BEST_LABELS, PIECES, LabelQuery, labels_sql, places
+from hydrophoned.store.quantiles import quantiles_sql
+from hydrophoned.store.versions import (
+    LAST_GIVEN,
+    MatchQuery,
+    feature_at_sql,
+    feature_of_id_sql,
+    matches_sql,
+    versions_sql,
+)
+from hydrophoned.store.windows import WindowRange, series_of_id_sql, series_sql, windows_sql
 
 
 class StoreReader:
@@ -44,6 +54,17 @@ class StoreReader:
         )
         return max(0, table["key"][0].as_py() or 0)
 
+    def latest_attributes(self, limit: int) -> pa.Table:
+        """Key and attributes (JSON) of the ``limit`` latest requests, oldest first."""
+        return self._query(
+            """
+            SELECT request_key, attributes FROM (
+                SELECT request_key, attributes FROM request ORDER BY request_key DESC LIMIT ?)
+            ORDER BY request_key
+            """,
+            [limit],
+        )
+
     # -- windows and features -----------------------------------------------------------------------------------
 
     def last_window_end(self, stream_key: int) -> int | None:
@@ -62,13 +83,42 @@ class StoreReader:
         """Features over a range of windows: the columns of ``rest.Feature``. Raises :class:`BadQuery`."""
         return self._query(*features_sql(stream_key, query))
 
-    def series(self, stream_key: int, feature: int, covered: WindowRange) -> pa.Table:
+    def quantiles(
+        self, stream_key: int, feature: int, quantiles: Sequence[float], *, since: int, until: int
+    ) -> list[float | None]:
+        """Quantiles of a feature's values over windows that start in [since, until); raises :class:`BadQuery`.
+
+        Each is off by at most 1/17 of itself; None where it lies beyond the buckets or the feature did not fire.
+        """
+        table = self._query(*quantiles_sql(stream_key, feature, quantiles, since, until))
+        return table["quantiles"][0].as_py() if table.num_rows else [None] * len(quantiles)
+
+    def splits(self, stream_key: int, since: int, until: int) -> pa.Table:
+        """What the windows that start in [since, until) are split by: the columns of ``rest.Split``."""
+        return self._query(
+            """
+            SELECT attribute, value, sum(rows_scored)::BIGINT AS "rows", sum(requests)::BIGINT AS requests
+            FROM stream_split
+            WHERE stream_key = ? AND window_start >= make_timestamp(?) AND window_start < make_timestamp(?)
+            GROUP BY attribute, value ORDER BY attribute, "rows" DESC, value
+            """,
+            [stream_key, since, until],
+        )
+
+    def series(
+        self, stream_key: int, feature: int, covered: WindowRange, *, split: SplitCell | None = None
+    ) -> pa.Table:
         """One feature per window, or step of several, oldest first: the columns of ``rest.SeriesPoint``.
 
+        With ``split`` only rows of that cell are counted; requests and maximum, which are not kept by cell, are null.
         A window in which rows were scored and the feature did not fire has fired = 0; one without scored rows has
         fired = null.
         """
-        return self._query(*series_sql(stream_key, feature, covered))
+        return self._query(*series_sql(stream_key, feature, covered, split))
+
+    def series_of_id(self, stream_key: int, feature_id: int, covered: WindowRange) -> pa.Table:
+        """As :meth:`series`, of a feature by its id: while it lived, at whichever index it stood."""
+        return self._query(*series_of_id_sql(stream_key, feature_id, covered))
 
     def examples(self, stream_key: int, feature: int, *, limit: int, context: int = 0) -> pa.Table:
         """The ``limit`` top rows of a feature by score, at most one per request and sequence.
@@ -78,7 +128,10 @@ class StoreReader:
         top = self._query(
             """
             WITH best AS (
-                SELECT * FROM example WHERE stream_key = ? AND feature = ?
+                SELECT * FROM example WHERE stream_key = ? AND feature = ? AND dictionary_version >= (
+                    -- rows seen before are of the feature that stood at this index then
+                    SELECT coalesce(max(dictionary_version), 0) FROM feature AS here
+                    WHERE here.stream_key = example.stream_key AND here.feature = example.feature AND state <> 'lost')
                 QUALIFY row_number() OVER (PARTITION BY request_key, sequence ORDER BY score DESC, time) = 1
                 ORDER BY score DESC, request_key, sequence LIMIT ?),
             named AS (
@@ -91,22 +144,81 @@ class StoreReader:
             """,
             [stream_key, feature, limit],
         )
-        if not context or not top.num_rows:
-            return with_contexts(top, None, context)
+        return self.with_context(top, context)
+
+    def with_context(self, rows: pa.Table, reach: int) -> pa.Table:
+        """``rows`` with the columns ``context`` and ``context_index``, null where no token strings are kept.
+
+        ``rows`` has the columns request_key, sequence and position; ``reach`` pieces to either side are given.
+        """
+        if not reach or not rows.num_rows:
+            return with_contexts(rows, None, reach)
         runs = self._query(
             """
-            WITH top AS (
-                SELECT unnest(?::BIGINT[]) AS request_key, unnest(?::INTEGER[]) AS sequence,
-                       unnest(?::INTEGER[]) AS position, unnest(?::INTEGER[]) AS place)
-            SELECT top.place, greatest(run.position, top.position - $reach) AS position,
-                   list_slice(run.pieces, greatest(top.position - $reach - run.position, 0) + 1,
-                              top.position + $reach - run.position + 1) AS pieces
-            FROM request_tokens AS run JOIN top USING (request_key, sequence)
-            WHERE run.position <= top.position + $reach AND run.position + len(run.pieces) > top.position - $reach
-            """.replace("$reach", str(int(context))),
-            [top[name].to_pylist() for name in ("request_key", "sequence", "position")] + [list(range(top.num_rows))],
+            SELECT asked.place, greatest(run.position, asked.position - $reach) AS position,
+                   list_slice(run.pieces, greatest(asked.position - $reach - run.position, 0) + 1,
+                              asked.position + $reach - run.position + 1) AS pieces
+            FROM request_tokens AS run JOIN asked USING (request_key, sequence)
+            WHERE run.position <= asked.position + $reach AND run.position + len(run.pieces) > asked.position - $reach
+            """,
+            {"reach": reach},
+            asked=places(rows),
         )
-        return with_contexts(top, runs, context)
+        return with_contexts(rows, runs, reach)
+
+    # -- labels -------------------------------------------------------------------------------------------------
+
+    def labels(self, stream_key: int, query: LabelQuery) -> pa.Table:
+        """Labels in force, in order of index, id and source: the columns of ``rest.FeatureLabel``."""
+        return self._query(*labels_sql(stream_key, query))
+
+    def best_labels(self, stream_key: int, indices: Sequence[int]) -> pa.Table:
+        """index, label, label_source, label_score of those features that have one.
+
+        A manual label comes first, then an imported one, then the one with the highest score.
+        """
+        asked = pa.table({"index": pa.array(indices, pa.int32())})
+        return self._query(BEST_LABELS, {"stream": stream_key}, asked=asked)
+
+    def pieces(self, keys: Sequence[int], sequences: Sequence[int], positions: Sequence[int]) -> pa.Table:
+        """The token strings at given rows: place (in the lists given), piece, and previous, the piece before.
+
+        Rows of which neither is kept are left out.
+        """
+        rows = pa.table({"request_key": keys, "sequence": sequences, "position": positions})
+        return self._query(PIECES, asked=places(rows))
+
+    def request_attributes(self, request_keys: Sequence[int]) -> pa.Table:
+        """request_key and attributes (JSON) of requests."""
+        return self._query(
+            "SELECT request_key, attributes FROM request WHERE request_key IN (SELECT request_key FROM asked)",
+            asked=pa.table({"request_key": pa.array(request_keys, pa.int64())}),
+        )
+
+    # -- versions -----------------------------------------------------------------------------------------------
+
+    def versions(self, stream_key: int, *, limit: int, before: int | None = None, only: int | None = None) -> pa.Table:
+        """Versions of the stream's dictionary, the latest first: the table ``dictionary``, with counts of matches."""
+        return self._query(*versions_sql(stream_key, limit, before=before, only=only))
+
+    def matches(self, stream_key: int, query: MatchQuery) -> pa.Table:
+        """How the features of a version came from those of its parent: the columns of ``rest.FeatureMatch``."""
+        return self._query(*matches_sql(stream_key, query))
+
+    def feature_at(self, stream_key: int, index: int, version: int) -> tuple[int, int] | None:
+        """Id of the feature at an index in a version, and the version it was born in; None where it is not known."""
+        table = self._query(*feature_at_sql(stream_key, index, version))
+        return (table["feature_id"][0].as_py(), table["born_version"][0].as_py()) if table.num_rows else None
+
+    def feature_of_id(self, stream_key: int, feature_id: int) -> dict[str, Any] | None:
+        """Where a feature stands: index, state, version (in which that began) and born_version; None of no such id."""
+        table = self._query(*feature_of_id_sql(stream_key, feature_id))
+        return table.to_pylist()[0] if table.num_rows else None
+
+    def last_given(self, stream_key: int) -> tuple[int, int]:
+        """The highest version of the stream's dictionary, 0 for none, and the first feature id beyond all known."""
+        table = self._query(LAST_GIVEN, {"stream": stream_key})
+        return table["version"][0].as_py(), table["next_id"][0].as_py()
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -154,9 +266,14 @@ class StoreReader:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> pa.Table:
+    def _query(
+        self, sql: str, parameters: Sequence[Any] | dict[str, Any] = (), *, asked: pa.Table | None = None
+    ) -> pa.Table:
+        """The statement's answer; ``asked`` is a table of that name in it: a long list given as a parameter is slow."""
         cursor = self._store.cursor()
         with _TimeLimit(cursor, self.timeout_s):
+            if asked is not None:
+                cursor.register("asked", asked)
             return cursor.execute(sql, parameters).to_arrow_table()
 
 

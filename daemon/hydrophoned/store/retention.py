@@ -4,6 +4,8 @@ from typing import Final, NamedTuple
 
 import duckdb
 
+from hydrophoned.store.versions import TRIM
+
 _SPARE: Final = 0.9
 """After a deletion by bytes the blocks in use are brought down to this share of the bound, so that it is rare."""
 
@@ -20,11 +22,16 @@ class Retained(NamedTuple):
 
     stream_window: int = 0
     feature_window: int = 0
+    stream_split: int = 0
+    feature_split: int = 0
+    request_feature: int = 0
     example: int = 0
     request: int = 0
     request_tokens: int = 0
     request_rows: int = 0
     outcome: int = 0
+    feature_match: int = 0
+    feature: int = 0
 
 
 def retain(
@@ -67,7 +74,18 @@ def _cut_for_bytes(connection: duckdb.DuckDBPyConnection, share: float) -> int:
 
 
 def _trim_examples(connection: duckdb.DuckDBPyConnection, count: int) -> int:
-    return _deleted(
+    former = _deleted(
+        connection,
+        """
+        DELETE FROM example USING (
+            SELECT stream_key, feature, max(dictionary_version) AS version FROM feature WHERE state <> 'lost'
+            GROUP BY stream_key, feature) AS here
+        WHERE here.stream_key = example.stream_key AND here.feature = example.feature
+          AND example.dictionary_version < here.version
+        """,
+        [],
+    )
+    return former + _deleted(
         connection,
         # rows given up by a better row of the same request go too: only the best of each request is current
         f"DELETE FROM example WHERE (stream_key, feature, request_key, sequence, score) NOT IN ({_BEST_EXAMPLES})",  # noqa: S608  our own text
@@ -79,9 +97,12 @@ def _delete_before(connection: duckdb.DuckDBPyConnection, cut: int) -> Retained:
     old_window = "window_end <= make_timestamp(?)"
     windows = {
         table: _deleted(connection, f"DELETE FROM {table} WHERE {old_window}", [cut])  # noqa: S608  names from here
-        for table in ("stream_window", "feature_window")
+        for table in ("stream_window", "feature_window", "stream_split", "feature_split")
     }
-    rows = _deleted(connection, "DELETE FROM request_rows WHERE window_start < make_timestamp(?)", [cut])
+    of_requests = {
+        table: _deleted(connection, f"DELETE FROM {table} WHERE window_start < make_timestamp(?)", [cut])  # noqa: S608  as above
+        for table in ("request_rows", "request_feature")
+    }
     connection.execute(
         """
         CREATE OR REPLACE TEMP TABLE old_request AS
@@ -97,7 +118,16 @@ def _delete_before(connection: duckdb.DuckDBPyConnection, cut: int) -> Retained:
     requests = _deleted(connection, f"DELETE FROM request WHERE {old}", [])  # noqa: S608  our own text
     connection.execute("DROP TABLE old_request")
     outcomes = _deleted(connection, "DELETE FROM outcome WHERE received < make_timestamp(?)", [cut])
-    return Retained(**windows, request=requests, request_tokens=tokens, request_rows=rows, outcome=outcomes)
+    matches, features = (_deleted(connection, statement, [cut]) for statement in TRIM)
+    return Retained(
+        **windows,
+        **of_requests,
+        request=requests,
+        request_tokens=tokens,
+        outcome=outcomes,
+        feature_match=matches,
+        feature=features,
+    )
 
 
 def _deleted(connection: duckdb.DuckDBPyConnection, statement: str, parameters: list[float]) -> int:

@@ -10,9 +10,26 @@ import numpy as np
 from aiohttp import ClientSession
 from aiohttp.web import TCPSite
 from generated import SECOND, GeneratedStream, as_table
-from hydrophone_schemas.rest import DictionaryQuality, FvuByFeatures, ProducerReport, SelfReport, Stage, StreamStatus
-from hydrophoned.api import EncodedRows, Unavailable, create_app, create_runner
-from hydrophoned.store import Store, StoreReader, StoreWriter
+from hydrophone_schemas.rest import (
+    DictionaryQuality,
+    FvuByFeatures,
+    LabelRun,
+    LabelRunState,
+    ProducerReport,
+    SelfReport,
+    Stage,
+    StreamStatus,
+)
+from hydrophoned.api import (
+    EncodedRows,
+    NumberedFeatures,
+    ReconstructedRows,
+    Refused,
+    Unavailable,
+    create_app,
+    create_runner,
+)
+from hydrophoned.store import Store, StoreReader, StoreWriter, label_table
 from yarl import URL
 
 WIDTH, K = 8, 3
@@ -33,6 +50,7 @@ class StoreBackend:
         self.busy = False
         self.outcomes: list[tuple] = []
         self.events = {"frames_bad": 3}
+        self.run = LabelRun(state=LabelRunState.IDLE)
         self.live = {stream.id: self._status(stream) for stream in generated}
 
     def _status(self, stream: GeneratedStream) -> StreamStatus:
@@ -68,6 +86,14 @@ class StoreBackend:
         value = np.take_along_axis(x, index, axis=1)
         return EncodedRows(index, value, np.linalg.norm(np.nan_to_num(x).astype(np.float64), axis=1) > 100, finite)
 
+    async def reconstruct(self, stream_id: str, x: np.ndarray) -> ReconstructedRows:
+        """What the K largest coordinates rebuild of each row: the others are 0."""
+        codes = await self.encode(stream_id, x)
+        row = np.zeros_like(x)
+        np.put_along_axis(row, codes.index, codes.value, axis=1)
+        row = np.where((codes.finite & ~codes.sink)[:, None], row, x)
+        return ReconstructedRows(row, codes.sink, codes.finite, 3)
+
     async def quality(self, stream_id: str) -> DictionaryQuality:
         if self.busy:
             raise Unavailable("the learner is behind")
@@ -77,6 +103,27 @@ class StoreBackend:
             fvu_by_features=[FvuByFeatures(features=1, fvu=0.8), FvuByFeatures(features=K, fvu=0.25)],
             density=[1, 0, 0, 0, 2, 3, 1], density_edges=[1e-5, 1e-4, 1e-3, 1e-2, 1e-1], density_rows=900,
         )  # fmt: skip
+
+    async def feature_ids(self, stream_id: str) -> NumberedFeatures:
+        """Ids begin at 1000."""
+        if self.busy:
+            raise Unavailable("the learner is behind")
+        return NumberedFeatures(1000 + np.arange(self.live[stream_id].features), 3)
+
+    async def put_labels(self, stream_key: int, labels: list) -> None:
+        self.writer.put({"label": label_table(stream_key, labels)})
+        assert self.writer.flush(10)
+
+    def start_labelling(self, stream_id: str, body: object) -> LabelRun:
+        """A run that never ends."""
+        if self.run.state is LabelRunState.RUNNING:
+            raise Refused(409, "labelling-in-progress", f"features of {self.run.stream} are being labelled")
+        now = datetime.fromtimestamp(self.time / SECOND, UTC)
+        self.run = LabelRun(state=LabelRunState.RUNNING, stream=stream_id, method=body.method, started=now)
+        return self.run
+
+    def labelling(self) -> LabelRun:
+        return self.run
 
     def put_outcome(self, request_id: str, model: str, labels: dict, time: int, source: str) -> None:
         self.outcomes.append((request_id, model, labels, time, source))

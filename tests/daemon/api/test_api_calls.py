@@ -15,7 +15,7 @@ from hydrophoned.api.times import parse_time, to_datetime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from test_api_problems import ARROW, ENCODE, ID, JSON, arrow_body, fixed, problem
+from test_api_problems import ARROW, ENCODE, ID, JSON, RECONSTRUCT, arrow_body, fixed, problem
 
 
 def test_encode_gives_the_codes_of_every_row(api):
@@ -63,11 +63,63 @@ def test_rows_that_are_not_finite_or_are_sinks_are_flagged(api):
     ]
 
 
-@pytest.mark.parametrize("body", [b'{"rows": []}'])
-def test_no_rows_have_no_codes(api, body):
-    assert api.post(ENCODE, data=body, headers=JSON).json["items"] == []
+@pytest.mark.parametrize("path", [ENCODE, RECONSTRUCT])
+def test_no_rows_have_no_codes(api, path):
+    assert api.post(path, data=b'{"rows": []}', headers=JSON).json["items"] == []
     empty = arrow_body(pa.table({"x": fixed(np.zeros((0, 8)))}))
-    assert api.post(ENCODE, data=empty, headers=ARROW).json["items"] == []
+    assert api.post(path, data=empty, headers=ARROW).json["items"] == []
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_reconstruct_gives_every_row_as_its_code_rebuilds_it(api, kind):
+    rows = np.arange(24).reshape(3, 8)
+    table = pa.table({"x": fixed(rows.astype(kind.to_pandas_dtype()), kind)})
+
+    async def scenario(session):
+        lists = json.dumps({"rows": rows.tolist()})
+        return [
+            await session.call(
+                "POST", RECONSTRUCT, data=arrow_body(table), headers=ARROW | {"Accept": rest.ARROW_TYPE}
+            ),
+            await session.call("POST", RECONSTRUCT, data=arrow_body(table), headers=ARROW),
+            await session.call("POST", RECONSTRUCT, data=lists, headers=JSON),
+        ]
+
+    by_arrow, *by_json = api.together(scenario)
+    with pa.ipc.open_stream(by_arrow.body) as reader:
+        answered = reader.read_all()
+    expected = np.where(np.arange(8) < 5, 0, rows).tolist()
+    assert [(one["row"], one["sink"], one["finite"]) for one in answered.to_pylist()] == [
+        (row, False, True) for row in expected
+    ]
+    assert answered.schema.field("row").type.value_type == pa.float32()
+    assert answered.schema.metadata[b"hydrophone.dictionary_version"] == b"3", "the version that rebuilt the rows"
+    for got in by_json:
+        assert got.json == {"items": answered.to_pylist(), "next": None, "dictionary_version": 3}
+
+
+def test_rows_that_cannot_be_rebuilt_come_back_as_they_were_given(api):
+    given = np.array([[1, 2, 3, 4, 5, 6, 7, np.nan], [np.inf, 0, 0, 0, 0, 0, 0, 0], [500, 1, 1, 1, 0, 0, 0, 0]])
+
+    async def scenario(session):
+        body = arrow_body(pa.table({"x": fixed(given.astype(np.float32))}))
+        headers = ARROW | {"Accept": rest.ARROW_TYPE}
+        return [
+            await session.call("POST", RECONSTRUCT, data=body, headers=headers),
+            await session.call("POST", RECONSTRUCT, data=body, headers=ARROW),
+        ]
+
+    by_arrow, by_json = api.together(scenario)
+    with pa.ipc.open_stream(by_arrow.body) as reader:
+        table = reader.read_all()
+    np.testing.assert_array_equal(np.array(table["row"].to_pylist()), given)
+    assert table["finite"].to_pylist() == [False, False, True]
+    assert table["sink"].to_pylist()[2]
+    assert [one["row"] for one in by_json.json["items"]] == [
+        [1, 2, 3, 4, 5, 6, 7, None],
+        [None, 0, 0, 0, 0, 0, 0, 0],
+        [500, 1, 1, 1, 0, 0, 0, 0],
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,11 @@ def without_empty_maps(value):
 
 
 def expected_features(stream, since=0, until=1 << 60):
+    unlabelled = {"label": None, "label_source": None, "label_score": None}
     return [
-        item | {"last_fired": iso(item["last_fired"]), "dictionary_version": 1 if item["last_fired"] else None}
+        item
+        | {"last_fired": iso(item["last_fired"]), "dictionary_version": 1 if item["last_fired"] else None}
+        | unlabelled
         for item in stream.expected(since, until)
     ]
 
@@ -115,6 +118,9 @@ LISTS = [
     f"{FEATURES}/4/series?",
     f"{FEATURES}/4/series?step=30&limit=2",
     f"{FEATURES}/4/examples?",
+    f"{FEATURES}?attribute=phase&value=decode",
+    f"/v1/streams/{ID}/splits?",
+    f"/v1/streams/{ID}/labels?",
     f"/v1/streams/{ID}/windows?limit=5",
 ]
 
@@ -177,6 +183,31 @@ def test_series_and_windows_page_to_the_whole(api, backend):
     windows = api.together(lambda session: walk(session, f"/v1/streams/{ID}/windows"))
     assert [window["rows_scored"] for window in windows] == stream.rows.tolist()
     assert windows[3]["fvu"] is None
+
+
+def test_a_cell_can_be_asked_for_wherever_features_are(api, backend):
+    stream = backend.generated[0]
+    rows, fired = (sum(part) for part in zip(*map(stream.decode, range(stream.count)), strict=True))
+    (of_decode, of_prompt) = sorted(api.get(f"/v1/streams/{ID}/splits").json["items"], key=lambda item: item["value"])
+    assert (of_decode["attribute"], of_decode["value"], of_decode["rows"]) == ("phase", "decode", rows)
+    assert of_prompt["rows"] == int(stream.rows.sum()) - rows
+    cell = "attribute=phase&value=decode"
+    listed = api.get(f"{FEATURES}?{cell}&limit=1000").json["items"]
+    assert {item["index"]: item["fired"] for item in listed} == dict(enumerate(fired.tolist()))
+    one = api.get(f"{FEATURES}/4?{cell}").json["feature"]
+    assert (one["fired"], one["rows"], one["max"], one["q50"]) == (fired[4], rows, None, None)
+    points = api.get(f"{FEATURES}/4/series?{cell}").json["items"]
+    assert sum(point["fired"] for point in points) == fired[4]
+    unknown = api.get(f"{FEATURES}/4?attribute=tenant&value=acme").json["feature"]
+    assert (unknown["fired"], unknown["rows"], unknown["rate"]) == (None, 0, None)
+
+
+@pytest.mark.parametrize("path", [FEATURES, f"{FEATURES}/4", f"{FEATURES}/4/series"])
+@pytest.mark.parametrize(("given", "missing"), [("attribute=phase", "value"), ("value=decode", "attribute")])
+def test_half_a_cell_is_refused(api, path, given, missing):
+    got = api.get(f"{path}?{given}")
+    assert got.status == 400
+    assert got.json["errors"][0]["name"] == missing
 
 
 def test_filters_restrict_the_list(api, backend):

@@ -17,6 +17,7 @@ from loopback import Api
 ID = "toy@1/layers.0"
 FEATURES = f"/v1/streams/{ID}/features"
 ENCODE = f"/v1/streams/{ID}/encode"
+RECONSTRUCT = f"/v1/streams/{ID}/reconstruct"
 JSON = {"Content-Type": "application/json"}
 ARROW = {"Content-Type": rest.ARROW_TYPE}
 
@@ -155,9 +156,10 @@ BAD_BODIES = [
 ]
 
 
+@pytest.mark.parametrize("path", [ENCODE, RECONSTRUCT])
 @pytest.mark.parametrize(("body", "headers", "status", "name"), BAD_BODIES)
-def test_a_bad_body_is_told_apart(api, body, headers, status, name):
-    problem(api.post(ENCODE, data=body, headers=headers), status, name)
+def test_a_bad_body_is_told_apart(api, path, body, headers, status, name):
+    problem(api.post(path, data=body, headers=headers), status, name)
 
 
 def arrow_body(table):
@@ -204,15 +206,17 @@ def test_a_body_beyond_the_limit_is_refused(backend):
     problem(small.post(ENCODE, data=b" " * 2000, headers=JSON), 413, "body-too-large")
 
 
-def test_a_stream_without_a_dictionary_cannot_encode(api, backend):
+@pytest.mark.parametrize("path", [ENCODE, RECONSTRUCT])
+def test_a_stream_without_a_dictionary_cannot_encode(api, backend, path):
     backend.live = {ID: backend.live[ID].model_copy(update={"dictionary_version": 0})}
-    got = api.post(ENCODE, data=b'{"rows": []}', headers=JSON)
+    got = api.post(path, data=b'{"rows": []}', headers=JSON)
     assert "1000 have been received" in problem(got, 409, "no-dictionary").detail
 
 
-def test_a_learner_that_cannot_answer_is_a_503(api, backend):
+@pytest.mark.parametrize("path", [ENCODE, RECONSTRUCT])
+def test_a_learner_that_cannot_answer_is_a_503(api, backend, path):
     backend.busy = True
-    got = api.post(ENCODE, data=b'{"rows": [[1,2,3,4,5,6,7,8]]}', headers=JSON)
+    got = api.post(path, data=b'{"rows": [[1,2,3,4,5,6,7,8]]}', headers=JSON)
     assert problem(got, 503, "unavailable").detail == "the learner is behind"
     assert got.headers["Retry-After"] == "1"
 

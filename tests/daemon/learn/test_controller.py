@@ -147,3 +147,26 @@ def test_signed_the_weight_stays_finite():
             controller.observe(torch.tensor(round(l0)), 1)
         assert math.isfinite(float(controller.weight))
         assert (float(controller.weight) > 0) == (l0 > 32)
+
+
+def test_damped_it_stops_before_it_is_past_the_target():
+    """A plant that follows late, as a dictionary does: undamped, l0 falls far below k before it comes back."""
+
+    def plant():
+        return Slow(lambda weight: min(1536.0, 32 * (weight / 3.0) ** -0.5), share=0.03)
+
+    lowest = {}
+    for damping in (0.0, 1.0):
+        seen, controller = run(plant(), steps=2000, controller=SparsityController(0.03, 32, CPU, damping=damping))
+        lowest[damping] = min(seen)
+        assert sum(seen[-100:]) / 100 == pytest.approx(32, rel=0.05)
+        assert float(controller.weight) == pytest.approx(3.0, rel=0.15)
+    assert lowest[1.0] > lowest[0.0] + 3
+    assert lowest[1.0] > 0.75 * 32
+
+
+def test_damped_at_the_target_the_weight_stays():
+    controller = SparsityController(0.7, 5, CPU, damping=1.0)
+    for _ in range(50):
+        controller.observe(torch.tensor(500), 100)
+    assert float(controller.weight) == pytest.approx(0.7, rel=1e-12)

@@ -270,6 +270,23 @@ def check_learns_like_the_plain_kernels(fused, variant):
     close(ours.b_dec, theirs.b_dec, 10)
 
 
+@pytest.mark.parametrize("variant", ["topk", "matryoshka"])
+def check_a_step_waits_for_nothing(fused, variant):
+    """Nor do rows that are not finite or dead latents make it wait; the whole of it is in test_waits.py."""
+    config = DictionaryConfig(width=12, features=40, k=4, variant=variant, dead_after_rows=20, aux_rows=8)
+    generator = torch.Generator().manual_seed(1)
+    dictionary = SparseAutoencoder(config, generator=generator, device=DEVICE, kernels_module=fused)
+    dictionary._masks = True  # as on a GPU
+    rows = torch.randn(5, 16, 12, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    dictionary.initialise(rows.flatten(0, 1))
+    rows[3, 5, 2] = float("nan")
+    dictionary._any_dead = True
+    for x in rows:
+        with NoWaiting():
+            dictionary.partial_fit(x)
+    assert all(tensor.isfinite().all() for tensor in dictionary.tensors().values())
+
+
 def compiled(kernel, constants, **options):
     """The kernel for an H100. The compiler takes sizes of 1 as constants: they may be among ``constants``."""
     import triton

@@ -242,11 +242,38 @@ def test_encode_marks_sinks_and_rows_that_are_not_finite():
     assert (np.diff(codes.value, axis=1) <= 0).all()
 
 
+def test_rows_are_rebuilt_in_their_own_scale_and_what_is_set_apart_comes_back_as_it_was():
+    one = learner()
+    rows = make_rows(6000)
+    rows = rows._replace(activation=7 * rows.activation + 3)
+    one.observe(rows)
+    x = rows.activation[:1500].copy()  # many chunks of batch_rows
+    x[1] = np.nan
+    x[2] = 1e4
+    x[3] = 3e38
+    rebuilt = one.reconstruct(x)
+    assert rebuilt.dictionary_version == one.dictionary_version == 1
+    assert rebuilt.finite.tolist()[:5] == [True, False, True, False, True]
+    assert rebuilt.sink.tolist()[:5] == [False, False, True, False, False]
+    np.testing.assert_array_equal(rebuilt.row[1:4], x[1:4])
+    kept = rebuilt.finite & ~rebuilt.sink
+    error = rebuilt.row[kept] - x[kept]
+    fvu = np.square(error).sum() / np.square(x[kept] - x[kept].mean(0)).sum()
+    assert fvu < 0.5
+    codes, dictionary = one.encode(x), one.dictionary
+    decoded = np.einsum("nk,nkd->nd", codes.value, dictionary.W_dec.numpy()[codes.index]) + dictionary.b_dec.numpy()
+    by_hand = decoded / one.normaliser.scale + one.normaliser.mean.numpy()
+    np.testing.assert_allclose(rebuilt.row[kept], by_hand[kept], atol=1e-3)
+    assert one.reconstruct(x[:0]).row.shape == (0, 16)
+
+
 def test_wrong_width_is_refused():
     with pytest.raises(WidthMismatch, match="width 16"):
         learner().observe(make_rows(8, d=12))
     with pytest.raises(WidthMismatch, match=r"\(2, 3\)"):
         learner().encode(np.zeros((2, 3), np.float32))
+    with pytest.raises(WidthMismatch, match=r"\(2, 3\)"):
+        learner().reconstruct(np.zeros((2, 3), np.float32))
 
 
 def test_config_errors_name_the_field():

@@ -91,7 +91,7 @@ def test_few_rows_are_enough_and_fewer_are_not():
 def test_nothing_to_score_has_no_figures():
     one = trainer()
     list(one.train(batches(rows(1000))))
-    assert one.score([]) == (0, 0, None, None)
+    assert one.score([]) == (0, 0, None, None, None)
     assert one.score([np.full((5, D), 2.0, np.float32)]).fvu is None, "equal rows have no variance"
 
 

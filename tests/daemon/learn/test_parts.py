@@ -84,7 +84,7 @@ def test_statistics_equal_a_recomputation(seed, sizes):
     silent = np.zeros(12)
     for size in sizes:
         codes = random_codes(rng, size, 4, 12)
-        statistics.update(codes)
+        statistics.update(codes, metadata(rng.integers(0, 9, size)))
         all_codes.append(codes)
         dense = np.zeros((size, 12))
         np.put_along_axis(dense, codes.index.numpy().astype(int), codes.value.numpy(), 1)

@@ -15,12 +15,12 @@ D = 32
 class Stream:
     """Rows of random sparse sums, fed to a trainer in chunks as a learner would."""
 
-    def __init__(self, seed=0, **settings):
+    def __init__(self, seed=0, *, clock=None, **settings):
         given = {"features": 128, "k": 4, "batch_rows": 128, "buffer_rows": 1024, "warmup_rows": 512}
         config = LearnerConfig(**(given | {"normaliser_rows": 2048} | settings))
         generator = torch.Generator().manual_seed(seed)
         self.reservoir = Reservoir(D, config.reservoir_rows, generator, CPU)
-        self.trainer = Trainer(D, config, self.reservoir, generator, CPU)
+        self.trainer = Trainer(D, config, self.reservoir, generator, CPU, clock=clock)
         self.time = 1_700_000_000_000_000
         self.source = torch.Generator().manual_seed(seed + 1)
 

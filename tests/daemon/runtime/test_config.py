@@ -97,6 +97,15 @@ def test_every_problem_is_told_with_place_setting_value_and_what_is_accepted(wri
         ),
         ("[[learn.override]]\nk = 4\n", ":1: learn.override[0].match: is missing: glob over stream ids"),
         ("[[learn.override]]\nmatch = '*'\ndevice = 'cpu'\n", ":3: learn.override[0].device: there is no such setting"),
+        (
+            "[learn]\nnormalise = 'control'\n",
+            ":1: learn: normalise = control needs a control_file: the rows to whiten by",
+        ),
+        ("[[learn.override]]\nmatch = 'a@*'\nnormalise = 'control'\n", "match = 'a@*': normalise = control needs a"),
+        ("[learn]\nsplit_by = ['a', 'phase']\n", "split_by = a, phase names an attribute twice, or phase, which is"),
+        ("[learn]\nsplit_by = ['a', 'a']\n", "split_by = a, a names an attribute twice"),
+        ("[learn]\nsplit_by = ['a', 'b', 'c', 'd', 'e']\n", "at most 4 items"),
+        ("[learn]\nnormalise = 'zca'\n", ":2: learn.normalise = 'zca': input should be 'scale', 'whiten' or 'control'"),
         ("[http]\naddress = '0.0.0.0:80'\n", ":2: http.address = '0.0.0.0:80': is not on the loopback interface"),
         ("[http]\naddress = 'example.org:80'\n", ":2: http.address = 'example.org:80': is not on the loopback"),
         ("[http]\naddress = '/run/x.sock'\n", "must be HOST:PORT, not the socket path /run/x.sock"),
@@ -154,6 +163,24 @@ def test_overrides_apply_by_glob_in_their_order(write):
     assert config.learn_for("smollm2@1/model.layers.15").features == 4608
     assert (config.learn_for("other@1/x").k, config.learn_for("other@1/x").features) == (16, 0)
     assert config.learner_config("smollm2@2/model.layers.15") == LearnerConfig(features=4608, k=64)
+
+
+def test_streams_are_whitened_by_the_control_rows_that_their_override_names(write):
+    config = load_config(
+        write(
+            "[learn]\ncontrol_file = 'healthy.npy'\n"
+            "[[learn.override]]\nmatch = 'a@*'\nnormalise = 'control'\n"
+            "[[learn.override]]\nmatch = 'b@*'\nnormalise = 'control'\ncontrol_file = 'blank.npy'\n"
+        ),
+        {},
+    )
+    found = {name: config.learn_for(f"{name}@1/x") for name in "abc"}
+    assert {name: (one.normalise, one.control_file) for name, one in found.items()} == {
+        "a": ("control", Path("healthy.npy")),
+        "b": ("control", Path("blank.npy")),
+        "c": ("scale", Path("healthy.npy")),
+    }
+    assert config.learner_config("a@1/x") == LearnerConfig(normalise="control")
 
 
 def test_defaults_of_learning_are_the_learners_own():

@@ -31,6 +31,7 @@ DUCKDB_NAMES = {
     pa.string(): "VARCHAR",
     pa.timestamp("us"): "TIMESTAMP",
     pa.list_(pa.string()): "VARCHAR[]",
+    pa.list_(pa.int16()): "SMALLINT[]",
     pa.list_(pa.int32()): "INTEGER[]",
     pa.list_(pa.float32()): "FLOAT[]",
     pa.list_(pa.float64()): "DOUBLE[]",

@@ -1,10 +1,13 @@
 import itertools
+import re
+from pathlib import Path
 
 import duckdb
 import numpy as np
 import pytest
-from generated import LENGTH, START, GeneratedStream, as_table, ordered
-from hydrophoned.store import BadQuery, FeatureQuery, QueryTimeout, Store, StoreReader, WindowRange
+from generated import EDGES, LENGTH, START, GeneratedStream, as_table, interval, ordered, sketch_quantile, wilson
+from hydrophoned.store import BadQuery, FeatureQuery, QueryTimeout, SplitCell, Store, StoreReader, WindowRange
+from hydrophoned.store.features import SORT_KEYS
 
 FOREVER = 1 << 60
 
@@ -42,7 +45,7 @@ RANGES = [(0, FOREVER), (START + 4 * LENGTH, START + 17 * LENGTH), (START + 3 * 
 
 @pytest.mark.parametrize("covered", RANGES)
 @pytest.mark.parametrize("descending", [True, False])
-@pytest.mark.parametrize("sort", ["rate", "fired", "mean", "std", "max", "last_fired", "index"])
+@pytest.mark.parametrize("sort", SORT_KEYS)
 def test_features_equal_numpy_aggregates_in_the_promised_order(reader, stream, covered, sort, descending):
     since, until = covered
     query = FeatureQuery(since, until, 1000, features=stream.features, sort=sort, descending=descending)
@@ -56,7 +59,7 @@ def test_features_equal_numpy_aggregates_in_the_promised_order(reader, stream, c
     assert sorted(row["index"] for row in found) == list(range(stream.features))
 
 
-@pytest.mark.parametrize("sort", ["rate", "fired", "mean", "max", "last_fired", "index"])
+@pytest.mark.parametrize("sort", SORT_KEYS)
 @pytest.mark.parametrize("descending", [True, False])
 def test_pages_join_to_the_whole_even_with_ties_and_unknowns(reader, stream, sort, descending):
     query = FeatureQuery(0, FOREVER, 1000, features=stream.features, sort=sort, descending=descending)
@@ -96,6 +99,135 @@ def test_without_the_number_of_features_only_those_that_fired_are_listed(reader)
 def test_a_sort_key_from_outside_never_reaches_sql(reader):
     with pytest.raises(BadQuery, match="cannot be sorted by 'rate; DROP TABLE"):
         reader.features(7, FeatureQuery(0, 1, 1, sort="rate; DROP TABLE stream"))
+
+
+def test_thin_cells_are_null_and_thick_ones_are_not(reader, stream):
+    """The made-up stream has both kinds, so that the comparison with numpy means something."""
+    whole = stream.expected(0, FOREVER)
+    assert all(item["q50"] is not None for item in whole[:35])
+    one_window = stream.expected(START, START + LENGTH)
+    assert all(item["q50"] is None for item in one_window)
+    assert {item["rate_low"] is None for item in one_window if item["fired"] == 1} == {True}
+    assert {item["rate_low"] is None for item in one_window if item["fired"] == 0} == {False}
+    assert any(item["requests"] is None for item in whole)
+    never = listed(reader.features(7, FeatureQuery(0, FOREVER, 1, features=stream.features, only=[39])))[0]
+    assert (never["fired"], never["requests"], never["rate_low"]) == (0, 0, pytest.approx(0, abs=1e-12))
+    rows = int(stream.rows.sum())
+    assert never["rate_high"] == pytest.approx(wilson(0, rows)[1])
+    assert never["rate_high"] == pytest.approx(1.96**2 / rows, rel=0.01)  # 0 firings in n rows: below 3.84 / n
+
+
+def test_the_interval_holds_the_true_rate_as_often_as_it_says(tmp_path):
+    rng = np.random.default_rng(0)
+    rate, rows = 0.02, 1000
+    with Store(tmp_path / "h.duckdb") as store:
+        fired = rng.binomial(rows, rate, 2000)
+        stream = GeneratedStream(key=1, features=2000, count=1, never=0, silent=frozenset())
+        stream.rows[:] = rows
+        stream.fired[0], stream.requests[0] = fired, 2 * (fired > 0)
+        stream.values = {(0, f): np.ones(n, np.float32) for f, n in enumerate(fired) if n}
+        stream.fill(store)
+        found = StoreReader(store).features(1, FeatureQuery(0, FOREVER, 2000, features=2000)).to_pylist()
+    held = np.mean([row["rate_low"] <= rate <= row["rate_high"] for row in found])
+    assert len(found) == 2000
+    assert 0.93 < held < 0.97
+
+
+@pytest.mark.parametrize("covered", RANGES[:3])
+def test_any_quantile_can_be_asked_for(reader, stream, covered):
+    since, until = covered
+    inside = ((stream.starts >= since) & (stream.starts < until)).nonzero()[0]
+    asked = [0.0, 0.1, 0.5, 0.75, 1.0]
+    for feature in (0, 9, 39):
+        parts = [stream.values[w, feature] for w in inside if (w, feature) in stream.values]
+        found = reader.quantiles(7, feature, asked, since=since, until=until)
+        if not parts:
+            assert found == [None] * len(asked)
+            continue
+        values = np.concatenate(parts)
+        for q, told in zip(asked, found, strict=True):
+            true = np.sort(values)[int(np.floor(q * (len(values) - 1)))]
+            assert (told is None) == (not EDGES[1] <= true < EDGES[127])
+            assert told is None or abs(told - true) <= true / 17 + 1e-6
+    with pytest.raises(BadQuery, match=r"no 1\.5-quantile"):
+        reader.quantiles(7, 0, [1.5], since=0, until=1)
+
+
+def test_windows_added_up_in_sql_are_the_sketch_of_all_their_values(reader, stream):
+    for feature in range(0, 35, 5):
+        values = np.concatenate([stream.values[w, feature] for w in range(30) if (w, feature) in stream.values])
+        (told,) = reader.quantiles(7, feature, [0.9], since=0, until=FOREVER)
+        assert min(told, values.max()) == pytest.approx(sketch_quantile(values, 0.9))
+
+
+def test_the_sql_of_the_docs_says_the_same(store, reader, stream):
+    page = (Path(__file__).parents[3] / "docs/explanation/statistics.md").read_text()
+    (sql,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    assert "stream_key = 1 AND feature = 4" in sql
+    for feature in range(0, 35, 7):
+        asked = sql.replace("stream_key = 1 AND feature = 4", f"stream_key = 7 AND feature = {feature}")
+        ((told,),) = store._connection.cursor().execute(asked).fetchall()
+        (wanted,) = reader.quantiles(7, feature, [0.9], since=0, until=FOREVER)
+        assert told == pytest.approx(wanted)
+
+
+def by_phase(stream, since, until, value):
+    """Rows of a phase, and by feature on how many of them it fired, over the windows that start in a range."""
+    rows, fired = 0, np.zeros(stream.features, int)
+    for w in ((stream.starts >= since) & (stream.starts < until)).nonzero()[0]:
+        decode, of_decode = stream.decode(w)
+        rows += decode if value == "decode" else int(stream.rows[w]) - decode
+        fired += of_decode if value == "decode" else stream.fired[w] - of_decode
+    return rows, fired
+
+
+@pytest.mark.parametrize("covered", RANGES)
+@pytest.mark.parametrize("value", ["prompt", "decode"])
+def test_features_of_a_cell_are_of_its_rows_alone(reader, stream, covered, value):
+    since, until = covered
+    rows, fired = by_phase(stream, since, until, value)
+    query = FeatureQuery(since, until, 1000, features=stream.features, sort="mean", split=SplitCell("phase", value))
+    found = reader.features(7, query).to_pylist()
+    assert [row["index"] for row in found] == ordered(found, "mean", descending=True)
+    assert len(found) == stream.features
+    for row in found:
+        n = int(fired[row["index"]])
+        assert (row["rows"], row["fired"]) == (rows, n if rows else None)
+        assert row["rate"] == (pytest.approx(n / rows) if rows else None)
+        assert row["mean"] == (pytest.approx(row["index"] + 1) if n else None)
+        for name, end in interval(n, rows, None).items():
+            assert row[name] == (None if end is None else pytest.approx(end, rel=1e-9, abs=1e-12))
+        assert {row[name] for name in ("std", "max", "q50", "q90", "q99")} == {None}
+        assert row["requests"] == (0 if rows and not n else None)
+
+
+def test_series_of_a_cell_and_of_all_rows_have_intervals_and_requests(reader, stream):
+    whole = reader.series(7, 4, WindowRange(0, FOREVER, 1000)).to_pylist()
+    cell = reader.series(7, 4, WindowRange(0, FOREVER, 1000), split=SplitCell("phase", "decode")).to_pylist()
+    for w, point in enumerate(whole):
+        fired, requests = int(stream.fired[w, 4]), int(stream.requests[w, 4])
+        wanted = interval(fired, int(stream.rows[w]), None if requests < 0 else requests)
+        for name, end in wanted.items():
+            assert point[name] == (None if end is None else pytest.approx(end, rel=1e-9, abs=1e-12))
+        assert point["requests"] == (None if requests < 0 or not stream.rows[w] else requests)
+    scored = [w for w in range(stream.count) if stream.decode(w)[0]]
+    assert [point["rows"] for point in cell] == [stream.decode(w)[0] for w in scored]
+    assert [point["fired"] for point in cell] == [int(stream.decode(w)[1][4]) for w in scored]
+    assert {point["max"] for point in cell} == {None}
+    joined = reader.series(7, 4, WindowRange(0, FOREVER, 1000, 5 * LENGTH)).to_pylist()
+    sums = stream.requests[:, 4].reshape(6, 5)
+    assert [point["requests"] for point in joined] == [None if (r < 0).any() else int(r.sum()) for r in sums]
+
+
+def test_splits_lists_what_there_is_to_ask_by(reader, stream):
+    since, until = START + 4 * LENGTH, START + 9 * LENGTH
+    found = reader.splits(7, since, until).to_pylist()
+    rows = {value: by_phase(stream, since, until, value)[0] for value in ("prompt", "decode")}
+    assert [(row["attribute"], row["value"], row["rows"], row["requests"]) for row in found] == [
+        ("phase", "prompt", rows["prompt"], 10),
+        ("phase", "decode", rows["decode"], 10),
+    ]
+    assert reader.splits(7, 0, 1).num_rows == 0
 
 
 def test_series_tells_zero_from_unknown(reader, stream):
@@ -222,6 +354,14 @@ def test_requests_rows_tokens_and_outcomes_of_one_id(tmp_path):
         assert reader.request_models(odd) == ["other", "toy"]
         assert reader.outcomes(odd, limit=5)["labels"].to_pylist() == ['{"good": true}']
         assert reader.max_request_key() == 9
+
+
+def test_a_restart_finds_what_the_latest_requests_were_like(tmp_path):
+    with Store(tmp_path / "h.duckdb") as store:
+        for key in (4, 2, 9):
+            store.write({"request": request(key, f"r{key}")})
+        found = StoreReader(store).latest_attributes(2).to_pylist()
+    assert found == [{"request_key": 4, "attributes": "{}"}, {"request_key": 9, "attributes": "{}"}]
 
 
 def test_a_restart_finds_streams_and_the_largest_key(reader, store):

@@ -25,6 +25,11 @@ def test_windows_that_ended_before_the_age_are_deleted_and_counted(store):
     assert starts(store) == stream.starts[20:].tolist()
     assert done.stream_window == 20
     assert done.feature_window == np.count_nonzero(stream.fired[:20])
+    decode = [stream.decode(w)[1] for w in range(20)]
+    assert done.feature_split == sum(
+        np.count_nonzero(n) + np.count_nonzero(stream.fired[w] - n) for w, n in enumerate(decode)
+    )
+    assert done.stream_split == 2 * np.count_nonzero(stream.rows[:20])
     assert not any(store.retain(stream.end, max_age_us=10 * LENGTH))
 
 
@@ -59,6 +64,20 @@ def test_examples_beyond_the_best_of_each_feature_go(store):
     reader = StoreReader(store)
     assert reader.examples(1, 1, limit=9)["request_key"].to_pylist() == [11, 12]
     assert reader.examples(1, 2, limit=9)["request_key"].to_pylist() == [13]
+
+
+def test_features_of_requests_go_by_age(store):
+    for start in (START, START + 50 * LENGTH):
+        row = {
+            "stream_key": [1], "request_key": [3], "window_start": [start], "rows_scored": [4], "sample": [0.5],
+            "features": [[1, 2]], "fired": [[1, 4]], "sum": [[0.5, 2.0]], "max": [[0.5, 1.0]],
+            "dictionary_version": [1],
+        }  # fmt: skip
+        store.write({"request_feature": as_table("request_feature", row)})
+    done = store.retain(START + 60 * LENGTH, max_age_us=20 * LENGTH)
+    assert done.request_feature == 1
+    left = store._connection.execute("SELECT epoch_us(window_start) FROM request_feature").fetchall()
+    assert left == [(START + 50 * LENGTH,)]
 
 
 def test_old_requests_go_with_their_tokens_but_not_those_an_example_shows(store):

@@ -17,6 +17,8 @@ touches only latents that have some (see ``kernels``).
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -27,14 +29,12 @@ from hydrophoned.learn import kernels
 from hydrophoned.learn.dictionary import Codes, StepReport
 from hydrophoned.learn.errors import CheckpointError, WidthMismatch
 from hydrophoned.learn.kernels import Adam, Latents, Pairs
-from hydrophoned.learn.sae.batchtopk import BatchTopK
+from hydrophoned.learn.placement import move
+from hydrophoned.learn.sae.auxiliary import dead_pairs
 from hydrophoned.learn.sae.config import DictionaryConfig
-from hydrophoned.learn.sae.gated import Gated
-from hydrophoned.learn.sae.jumprelu import JumpReLU
-from hydrophoned.learn.sae.l1 import L1
-from hydrophoned.learn.sae.matryoshka import Matryoshka
-from hydrophoned.learn.sae.topk import TopK
-from hydrophoned.learn.sae.variant import Batch, Variant
+from hydrophoned.learn.sae.finite import LONGEST, not_finite, usable_rows
+from hydrophoned.learn.sae.variant import Batch
+from hydrophoned.learn.sae.variants import make_variant
 
 _SCALE_ROWS = 1024
 _ALIKE = 0.7
@@ -57,7 +57,10 @@ class _Step(NamedTuple):
 
 
 class SparseAutoencoder:
-    """A dictionary of normalised rows, of the variant that ``config`` names. See the module for the equations."""
+    """A dictionary of normalised rows, of the variant that ``config`` names. See the module for the equations.
+
+    ``revivals``, int64 [F], counts how often each latent was set anew.
+    """
 
     def __init__(
         self,
@@ -72,9 +75,9 @@ class SparseAutoencoder:
         self.width, self.features, self.k = config.width, config.features, config.k
         self.device = device or torch.device("cpu")
         self.generator = generator
+        self._own_kernels = kernels_module
         self.kernels: kernels.Kernels = kernels_module or kernels.choose(self.device, dtype)
-        half = config.low_precision and dtype is torch.float32 and _has_fast_bfloat16(self.device)
-        self.latents = Latents.zeros(self.features, self.width, self.device, dtype, half=half)
+        self.latents = Latents.zeros(self.features, self.width, self.device, dtype, half=self._halves(dtype))
         directions = torch.randn(self.features, self.width, generator=generator, dtype=dtype).to(self.device)
         self.latents.W_dec.copy_(_unit(directions))
         self.latents.W_enc.copy_(self.latents.W_dec)
@@ -82,7 +85,8 @@ class SparseAutoencoder:
         self.b_dec = torch.zeros(self.width, dtype=dtype, device=self.device)
         self.m_b_dec, self.v_b_dec = torch.zeros_like(self.b_dec), torch.zeros_like(self.b_dec)
         self.silent_rows = torch.zeros(self.features, dtype=torch.int64, device=self.device)
-        self.variant = _variant(config, self.device, dtype)
+        self.revivals = torch.zeros(self.features, dtype=torch.int64, device=self.device)
+        self.variant = make_variant(config, self.device, dtype)
         self.batches = 0
         self.rows_learned = 0
         self.schedule_rows = 0
@@ -90,6 +94,7 @@ class SparseAutoencoder:
         self.rows_since_revival = 0
         self.rows_revived_total = 0
         self._any_dead = False
+        self._masks = self.device.type != "cpu"  # rather than wait for the device and raise
         self._products = torch.empty(0, dtype=dtype, device=self.device)
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -142,9 +147,11 @@ class SparseAutoencoder:
         """Point the latents at rows of the stream: x [n, d], normalised; n may be smaller than F.
 
         Each direction is a row mixed one to one with noise, unit norm; the encoder is tied to it and scaled by the
-        one least-squares number that gives the reconstruction of x the right size.
+        one least-squares number that gives the reconstruction of x the right size. Raises RowsNotFinite.
         """
         self._check(x)
+        if not bool(usable_rows(x).all()):
+            raise not_finite(x)
         n, F, d = len(x), self.features, self.width
         centre = x.mean(0)
         order = torch.cat([torch.randperm(n, generator=self.generator) for _ in range(-(-F // n))])[:F].to(x.device)
@@ -167,7 +174,11 @@ class SparseAutoencoder:
         self.latents.refresh()
 
     def partial_fit(self, x: Tensor) -> StepReport:
-        """One step on normalised rows x [n, d]; the report is of the state before it."""
+        """One step on normalised rows x [n, d]; the report is of the state before it.
+
+        Raises RowsNotFinite, before anything has moved, for rows that hold NaN or Inf or are far too large. On a GPU
+        that would have to be waited for: there such rows count as rows at b_dec, and the fvu told is not a number.
+        """
         self._check(x)
         n, d = x.shape
         if not n:
@@ -175,7 +186,10 @@ class SparseAutoencoder:
             return StepReport(0, unknown, unknown, self.dead.sum() / self.features, 0)
         step = self._forward(x)
         pairs, h, groups = step.pairs, step.h, self.variant.groups
-        fvu = _fvu(step.error, x)
+        error = torch.linalg.vector_norm(step.error)
+        if not self._masks and not float(error) <= LONGEST:  # neither for NaN
+            raise not_finite(x)
+        fvu = error.square() / _variance(x).clamp_min(1e-12)
         l0 = (pairs.value > 0).sum() / n
         adam = Adam(self.learning_rate, encoder=self.config.encoder_rate)
         scale = 2 / (n * d)
@@ -203,7 +217,7 @@ class SparseAutoencoder:
         self.silent_rows.add_(n).masked_fill_(fired > 0, 0)
         self.rows_since_revival += n
         revived = 0
-        if self.rows_since_revival >= self.config.revive_every_rows:
+        if self.rows_since_revival >= self.config.revive_rows:
             self.rows_since_revival = 0
             revived = self._revive(step.error)
         self.batches += 1
@@ -249,25 +263,27 @@ class SparseAutoencoder:
 
     def _forward(self, x: Tensor) -> _Step:
         centred = x - self.b_dec
+        if self._masks:
+            centred.masked_fill_(~usable_rows(centred)[:, None], 0)
         batch = self._batch(centred)
         pairs = self.variant.select(batch)
         error, h, slope = self.kernels.reconstruct(pairs, self.W_dec, centred, groups=self.variant.groups)
         return _Step(batch, centred, pairs, error, h, slope)
 
     def _auxiliary(self, step: _Step, waiting: Tensor, adam: Adam) -> None:
-        latents = waiting.nonzero().squeeze(1)
-        if not len(latents):
-            return
         n = min(len(step.error), self.config.aux_rows)
-        k = min(self.config.aux_k, len(latents))
-        local, value = self.kernels.topk(step.batch.p[:n].index_select(1, latents), self.b_enc[latents], k)
-        offsets = torch.arange(0, n * k + 1, k, device=local.device)
-        pairs = Pairs(offsets, latents[local.long()].view(-1).to(torch.int32), value.view(-1))
+        chosen = dead_pairs(step.batch, waiting, rows=n, count=self.config.aux_k)
+        if chosen is None:
+            return
+        pairs = chosen.pairs
         residual = -step.error[:n]  # e = y - y_hat, held fixed: dead latents fit what is missing, and move nothing else
         miss, _, slope = self.kernels.reconstruct(pairs, self.W_dec, residual)
         # comparable with the main loss, whose gradient carries 2 / (n d): both are per normalised unit of variance
         scale = 2 * self.config.aux_weight / residual.square().sum().clamp_min(1e-12)
-        self.kernels.update(self.latents, pairs, slope * scale, miss * scale, step.centred[:n], scale=1.0, adam=adam)
+        slope = slope * scale
+        if chosen.spare is not None:
+            slope.masked_fill_(chosen.spare, 0)
+        self.kernels.update(self.latents, pairs, slope, miss * scale, step.centred[:n], scale=1.0, adam=adam)
 
     def _step_b_dec(self, gradient: Tensor, adam: Adam) -> None:
         steps = self.batches + 1
@@ -305,9 +321,36 @@ class SparseAutoencoder:
         self.variant.revive(latents, living)
         self.latents.forget(latents)
         self.silent_rows[latents] = 0
+        self.revivals[latents] += 1
         self.latents.refresh(latents)
         self.rows_revived_total += count
         return count
+
+    # -- place --------------------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device) -> Self:
+        """Go on on ``device``. Raises torch.OutOfMemoryError where it has no room."""
+        with self.moving():
+            move((self,), device)
+        return self
+
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """Inside, its tensors are moved; what can be made again is dropped before and made anew after."""
+        self._products = self._products.new_empty(0)
+        self.latents.W_half = None
+        try:
+            yield
+        finally:  # where they could not be moved it goes on where they are
+            self.device = self.b_dec.device
+            self._masks = self.device.type != "cpu"
+            self.kernels = self._own_kernels or kernels.choose(self.device, self.b_dec.dtype)
+            if self._halves(self.b_dec.dtype):
+                self.latents.W_half = self.W_enc.bfloat16()
+
+    def _halves(self, dtype: torch.dtype) -> bool:
+        """Whether products are taken in bfloat16."""
+        return self.config.low_precision and dtype is torch.float32 and _has_fast_bfloat16(self.device)
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -319,6 +362,7 @@ class SparseAutoencoder:
             "m_b_dec": self.m_b_dec,
             "v_b_dec": self.v_b_dec,
             "silent_rows": self.silent_rows,
+            "revivals": self.revivals,
             **self.variant.tensors(),
         }
 
@@ -383,31 +427,15 @@ class SparseAutoencoder:
             raise WidthMismatch(f"rows of shape {tuple(x.shape)} given to a dictionary of width {self.width}")
 
 
-def _variant(config: DictionaryConfig, device: torch.device, dtype: torch.dtype) -> Variant:
-    if config.variant == "topk":
-        return TopK(config)
-    if config.variant == "matryoshka":
-        return Matryoshka(config, device)
-    if config.variant == "batchtopk":
-        return BatchTopK(config, device, dtype)
-    if config.variant == "jumprelu":
-        return JumpReLU(config, device, dtype)
-    if config.variant == "gated":
-        return Gated(config, device, dtype)
-    return L1(config, device)
-
-
 def _unit(rows: Tensor) -> Tensor:
     return rows.div(torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12))
 
 
-def _fvu(error: Tensor, x: Tensor) -> Tensor:
-    """Squared error over the variance around the batch's own mean, both summed over elements."""
-    n = len(x)
+def _variance(x: Tensor) -> Tensor:
+    """Squared distances from the batch's own mean, summed over elements."""
     mean = x.mean(0)
-    variance = torch.linalg.vector_norm(x).square() - n * mean.square().sum()
-    unexplained: Tensor = torch.linalg.vector_norm(error).square() / variance.clamp_min(1e-12)
-    return unexplained
+    variance: Tensor = torch.linalg.vector_norm(x).square() - len(x) * mean.square().sum()
+    return variance
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

@@ -33,6 +33,8 @@ class BatchTopK:
     def __init__(self, config: DictionaryConfig, device: torch.device, dtype: torch.dtype) -> None:
         self.k = config.k
         self.threshold = torch.zeros((), dtype=dtype, device=device)
+        self._start: float | None = None  # the threshold as last read; where candidates begin does not decide who wins
+        self._least: Tensor | None = None
 
     def codes(self, batch: Batch) -> Codes:
         """All above the threshold, at most twice k of a row."""
@@ -40,32 +42,36 @@ class BatchTopK:
         return Codes(index, torch.where(above > 0, above + self.threshold, 0.0))
 
     def select(self, batch: Batch) -> Pairs:
-        """The n k largest of the batch; moves the threshold."""
+        """The n k largest of the batch."""
         wanted = batch.rows * self.k
-        pairs = batch.kernels.above(batch.p, batch.latents.b_enc, _START_BELOW * float(self.threshold))
+        if self._start is None:
+            self._start = float(self.threshold)
+        pairs = batch.kernels.above(batch.p, batch.latents.b_enc, _START_BELOW * self._start)
+        self._start = float(self.threshold)  # read here, since a GPU has just been waited for
         if len(pairs.value) < wanted:
             pairs = batch.kernels.above(batch.p, batch.latents.b_enc, 0.0)
         if len(pairs.value) > wanted:
-            least = pairs.value.kthvalue(len(pairs.value) - wanted + 1).values
-            pairs = _keep(pairs, pairs.value >= least)
-        elif len(pairs.value):
-            least = pairs.value.min()
+            self._least = pairs.value.kthvalue(len(pairs.value) - wanted + 1).values
+            pairs = _keep(pairs, pairs.value >= self._least)
         else:
-            return pairs
-        self.threshold.lerp_(least, _NEWEST)  # never negative: only positive pairs are kept
+            self._least = pairs.value.min() if len(pairs.value) else None
         return pairs
 
     def backward(self, batch: Batch, pairs: Pairs, slope: Tensor, target: Tensor, adam: Adam) -> Gradient:  # noqa: ARG002  same for all
-        """dL/dp = dL/dz of the active."""
+        """dL/dp = dL/dz of the active; moves the threshold."""
+        if self._least is not None:
+            self.threshold.lerp_(self._least, _NEWEST)  # never negative: only positive pairs are kept
         return Gradient(slope)
 
     def initialise(self, batch: Batch) -> None:
         """The threshold that k per row of the first rows exceed."""
         self.threshold.fill_(quantile_for(batch.p.float() + batch.latents.b_enc, self.k))
+        self._start = None
 
     def rescale(self, factor: float) -> None:
         """The threshold scales with p."""
         self.threshold.mul_(factor)
+        self._start = None
 
     def revive(self, latents: Tensor, living: Tensor) -> None:
         """Nothing per latent."""
@@ -79,4 +85,5 @@ def _keep(pairs: Pairs, kept: Tensor) -> Pairs:
     """Only the pairs of bool [m] ``kept``."""
     running = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
     torch.cumsum(kept, 0, out=running[1:])
-    return Pairs(running[pairs.offsets], pairs.index[kept], pairs.value[kept])
+    where = kept.nonzero().squeeze(1)
+    return Pairs(running[pairs.offsets], pairs.index[where], pairs.value[where])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hydrophoned.learn.config import VARIANTS, Variant
+from hydrophoned.learn.config import EXACT, VARIANTS, Variant, dead_after
 from hydrophoned.learn.errors import InvalidConfig
 
 
@@ -28,9 +28,10 @@ class DictionaryConfig:
     learning_rate_floor: float = 0.1
     """Share of ``learning_rate`` below which the step size does not fall, so that learning never ends."""
     dead_after_rows: int = 0
-    """Rows after which a latent that has not fired counts as dead; 0 means 64 F / k."""
-    revive_every_rows: int = 2048
-    """Rows between two revivals of dead latents; also how often it is asked whether there are any."""
+    """Rows after which a latent that has not fired counts as dead; 0 means ``dead_after``."""
+    revive_every_rows: int = 0
+    """Rows between two revivals of dead latents, and between two times that it is asked whether there are any; 0 means
+    512, or 2048 where rows have differing numbers of active latents."""
     aux_k: int = 64
     """Dead latents per row that take part in the auxiliary reconstruction; 0 switches AuxK off."""
     aux_rows: int = 256
@@ -59,11 +60,17 @@ class DictionaryConfig:
 
     @property
     def dead_rows(self) -> int:
-        """``dead_after_rows``, or what 0 means: the rows in which the average latent fires 64 times.
+        """``dead_after_rows``, or what 0 means."""
+        return self.dead_after_rows or dead_after(self.features, self.k)
 
-        With fewer, latents that are only rare are torn up, most of all in a large dictionary.
+    @property
+    def revive_rows(self) -> int:
+        """``revive_every_rows``, or what 0 means: 512; 2048 where rows have differing numbers of active latents.
+
+        At most half as many latents as a batch has rows are revived at a time, and a large dictionary needs more: hence
+        often. Where nothing holds their number, what was revived has to find its size before more comes.
         """
-        return self.dead_after_rows or 64 * self.features // self.k
+        return self.revive_every_rows or (512 if self.variant in EXACT else 2048)
 
     @property
     def prefix_ends(self) -> tuple[int, ...]:

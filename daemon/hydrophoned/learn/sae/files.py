@@ -2,8 +2,8 @@
 
     DIR/dictionary.safetensors   the state's tensors by name; ``generator``, the state of the random generator; and
                                  what lies beside the dictionary (a normaliser, say) as ``beside/NAME``
-    DIR/config.json              format, settings, dtype, counters, size and digest of the tensors file, and ``about``:
-                                 a JSON object that is the writer's own
+    DIR/config.json              format, settings, dtype, counters, size and digest of the tensors file, whether it has
+                                 the optimiser's ``moments``, and ``about``: a JSON object that is the writer's own
 
 Nothing in either can run code. A file that lies (a shape against its settings, a size against its shape, a value that
 is not finite) raises :class:`CheckpointError`, which says which file, which value and what to do.
@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,7 +37,8 @@ MOST_JSON_BYTES: Final = 4 << 20
 """Largest JSON document that is read, in bytes."""
 _BESIDE: Final = "beside/"
 _GENERATOR: Final = "generator"
-_KEYS: Final = {"kind", "format", "config", "dtype", "numbers", "tensors_bytes", "tensors_sha256", "about"}
+_MOMENTS: Final = ("m_dec", "v_dec", "m_enc", "v_enc")
+_KEYS: Final = {"kind", "format", "config", "dtype", "numbers", "moments", "tensors_bytes", "tensors_sha256", "about"}
 _DTYPES: Final = {"float32": torch.float32, "float64": torch.float64}
 _SAFETENSORS_DTYPES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 _REMEDY: Final = "Save the dictionary again, or take another copy"
@@ -51,6 +53,13 @@ class Saved(NamedTuple):
     beside: dict[str, Tensor]
 
 
+class Packed(NamedTuple):
+    """The two files of a saved dictionary: bytes of the tensors, and what the JSON holds."""
+
+    tensors: bytes
+    document: dict[str, Any]
+
+
 def save(
     dictionary: SparseAutoencoder,
     directory: Path,
@@ -60,23 +69,11 @@ def save(
 ) -> None:
     """Write ``dictionary`` to the folder ``directory``, in place of a dictionary that is already there.
 
-    ``about`` is kept as it is; ``beside`` are further tensors, of any float dtype, whose values are finite. Raises
+    ``about`` is kept as it is; ``beside`` are further tensors, whose floats are finite and integers at least 0. Raises
     :class:`CheckpointError` where ``directory`` holds something else, and OSError when the disk does not take it; what
     was there is then intact.
     """
-    state = dictionary.state_dict()
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    numbers = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-    tensors[_GENERATOR] = dictionary.generator.get_state()
-    tensors |= {_BESIDE + name: value for name, value in (beside or {}).items()}
-    document = {
-        "kind": KIND,
-        "format": FORMAT,
-        "config": asdict(dictionary.config),
-        "dtype": str(dictionary.W_enc.dtype).removeprefix("torch."),
-        "numbers": numbers,
-        "about": dict(about or {}),
-    }
+    tensors, document = _content(dictionary, about, beside)
     directory = Path(os.path.abspath(directory))  # noqa: PTH100  resolve() would follow a link that is to be replaced
     if directory.exists() and not is_saved(directory) and (not directory.is_dir() or any(directory.iterdir())):
         raise CheckpointError(f"{directory} exists and is no saved dictionary. Choose another folder.")
@@ -85,21 +82,38 @@ def save(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
     try:
-        # a copy each: safetensors refuses tensors that share memory, and a view would bring all of its memory along
-        save_file(
-            {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}, draft / TENSORS
-        )
+        save_file(_in_main_memory(tensors), draft / TENSORS)
         document |= {"tensors_bytes": (draft / TENSORS).stat().st_size, "tensors_sha256": _synced(draft / TENSORS)}
-        text = json.dumps(document, indent=1)
-        if len(text.encode()) > MOST_JSON_BYTES:
-            raise CheckpointError(
-                f"{CONFIG} would have {len(text):,} bytes, more than is read again. Shorten its notes."
-            )
-        (draft / CONFIG).write_text(text, encoding="utf-8")
+        (draft / CONFIG).write_text(config_text(document), encoding="utf-8")
         _synced(draft / CONFIG)
         _put_in_place(draft, directory)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def pack(
+    dictionary: SparseAutoencoder,
+    *,
+    about: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Tensor] | None = None,
+) -> Packed:
+    """What :func:`save` would write of ``dictionary``, without the optimiser's moments: a third of it.
+
+    One that is read from it gives the same codes and reconstructions, and learns on with moments that begin anew.
+    """
+    tensors, document = _content(dictionary, about, beside)
+    kept = {name: value for name, value in tensors.items() if name not in _MOMENTS}
+    content = to_bytes(_in_main_memory(kept))
+    digest = hashlib.sha256(content).hexdigest()
+    return Packed(content, document | {"moments": False, "tensors_bytes": len(content), "tensors_sha256": digest})
+
+
+def config_text(document: Mapping[str, Any]) -> str:
+    """The text of the JSON file. Raises :class:`CheckpointError` where it would be too long to be read again."""
+    text = json.dumps(document, indent=1)
+    if len(text.encode()) > MOST_JSON_BYTES:
+        raise CheckpointError(f"{CONFIG} would have {len(text):,} bytes, more than is read again. Shorten its notes.")
+    return text
 
 
 def is_saved(directory: Path) -> bool:
@@ -120,19 +134,25 @@ def read(directory: Path, *, device: torch.device | None = None) -> Saved:
         raise CheckpointError(f"{path}: kind is {document.get('kind')!r}, not {KIND!r}. It is another tool's folder.")
     if document.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format is {document.get('format')!r}; this version reads {FORMAT}. Update.")
+    document = {"moments": True} | document
     _names(path, "document", document, _KEYS)
+    moments = document["moments"]
+    if type(moments) is not bool:
+        raise CheckpointError(f"{path}: moments is {moments!r}, not true or false. {_REMEDY}.")
     config = _config(path, document["config"])
     dtype = _DTYPES.get(document["dtype"]) if isinstance(document["dtype"], str) else None
     if dtype is None:
         raise CheckpointError(f"{path}: dtype is {document['dtype']!r}, not {' or '.join(_DTYPES)}. {_REMEDY}.")
     _check_file(path, document, tensors_path)
-    found = read_tensors(tensors_path, _matrices(config))
+    found = read_tensors(tensors_path, _matrices(config, moments=moments))
     beside = {name.removeprefix(_BESIDE): found.pop(name) for name in list(found) if name.startswith(_BESIDE)}
     if _GENERATOR not in found:
         raise CheckpointError(f"{tensors_path} lacks the tensor {_GENERATOR!r}. {_REMEDY}.")
     generator_state = found.pop(_GENERATOR)
     dictionary = SparseAutoencoder(config, generator=torch.Generator(), device=device, dtype=dtype)
     own = dictionary.state_dict()
+    if not moments:
+        found |= {name: torch.zeros_like(found["W_dec"]) for name in _MOMENTS}
     _names(tensors_path, "file", found, {name for name, value in own.items() if isinstance(value, Tensor)})
     numbers = _numbers(
         path, document["numbers"], {name for name, value in own.items() if not isinstance(value, Tensor)}
@@ -140,6 +160,8 @@ def read(directory: Path, *, device: torch.device | None = None) -> Saved:
     try:
         dictionary.load_state({**found, **numbers})
         dictionary.generator.set_state(generator_state)
+        if not moments:
+            dictionary.latents.forget(torch.arange(config.features))
     except (CheckpointError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{tensors_path}: {error}. {_REMEDY}.") from error
     about = document["about"]
@@ -225,11 +247,38 @@ def check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
 # -- inside -----------------------------------------------------------------------------------------------------------
 
 
-def _matrices(config: DictionaryConfig) -> dict[str, Shape]:
-    """Shapes that bound everything else: once these are in the file, what is allocated is of the file's own size."""
+def _content(
+    dictionary: SparseAutoencoder, about: Mapping[str, Any] | None, beside: Mapping[str, Tensor] | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors, and the document but for what it says of their file."""
+    state = dictionary.state_dict()
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors[_GENERATOR] = dictionary.generator.get_state()
+    tensors |= {_BESIDE + name: value for name, value in (beside or {}).items()}
+    return tensors, {
+        "kind": KIND,
+        "format": FORMAT,
+        "config": asdict(dictionary.config),
+        "dtype": str(dictionary.W_enc.dtype).removeprefix("torch."),
+        "numbers": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
+        "moments": True,
+        "about": dict(about or {}),
+    }
+
+
+def _in_main_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy each: safetensors refuses tensors that share memory, and a view would bring all of its memory along."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+
+
+def _matrices(config: DictionaryConfig, *, moments: bool) -> dict[str, Shape]:
+    """Shapes that bound everything else: once these are in the file, what is allocated is of the file's own size.
+
+    Without moments a dictionary takes three times as much.
+    """
     both, one = (config.features, config.width), (config.features,)
-    moments = {f"{kind}_{of}": both for kind in "mv" for of in ("dec", "enc")}
-    return {"W_dec": both, "W_enc": both, **moments, "b_enc": one, "b_dec": (config.width,)}
+    further = dict.fromkeys(_MOMENTS if moments else (), both)
+    return {"W_dec": both, "W_enc": both, **further, "b_enc": one, "b_dec": (config.width,)}
 
 
 def _check_file(path: Path, document: dict[str, Any], tensors: Path) -> None:

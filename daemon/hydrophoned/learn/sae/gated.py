@@ -17,7 +17,7 @@ from torch import Tensor
 from hydrophoned.learn.dictionary import Codes
 from hydrophoned.learn.kernels.arrays import Adam, Pairs
 from hydrophoned.learn.sae.config import DictionaryConfig
-from hydrophoned.learn.sae.own import LatentVector, SparsityController
+from hydrophoned.learn.sae.own import DAMPING, LatentVector, SparsityController
 from hydrophoned.learn.sae.variant import Batch, Gradient
 from hydrophoned.learn.sae.wide import quantile_for, widest
 
@@ -34,7 +34,7 @@ class Gated:
         self.log_scale = LatentVector(zeros)
         self.magnitude_bias = LatentVector(zeros.clone())
         self.gate_bias_state = LatentVector(zeros.clone())  # moments only: the value is b_enc
-        self.controller = SparsityController(config.sparsity, config.k, device)
+        self.controller = SparsityController(config.sparsity, config.k, device, damping=DAMPING)
         self._gate = torch.empty(0, device=device, dtype=dtype)
 
     def _magnitude(self, gate: Tensor, latent: Tensor, b_gate: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,11 +53,11 @@ class Gated:
         found = batch.kernels.above(batch.p, batch.latents.b_enc, 0.0)
         self._gate = found.value
         _, value = self._magnitude(found.value, found.index.long(), batch.latents.b_enc)
-        self.controller.observe((value > 0).sum(), batch.rows)
         return Pairs(found.offsets, found.index, value)
 
     def backward(self, batch: Batch, pairs: Pairs, slope: Tensor, target: Tensor, adam: Adam) -> Gradient:
-        """Magnitude through exp(r), gate through its own reconstruction; moves r and both biases."""
+        """Magnitude through exp(r), gate through its own reconstruction; moves r, both biases and lambda."""
+        self.controller.observe((pairs.value > 0).sum(), batch.rows)
         latent = pairs.index.long()
         b_enc = batch.latents.b_enc
         scaled, _ = self._magnitude(self._gate, latent, b_enc)

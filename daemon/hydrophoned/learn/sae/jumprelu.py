@@ -57,11 +57,11 @@ class JumpReLU:
         found = batch.kernels.above(batch.p, batch.latents.b_enc - theta, -self.bandwidth / 2)
         self._p = found.value + theta[found.index.long()]
         value = torch.where(found.value > 0, self._p, 0.0)
-        self.controller.observe((value > 0).sum(), batch.rows)
         return Pairs(found.offsets, found.index, value)
 
     def backward(self, batch: Batch, pairs: Pairs, slope: Tensor, target: Tensor, adam: Adam) -> Gradient:  # noqa: ARG002  same for all
-        """dL/dp = dL/dz of the active; moves the thresholds."""
+        """dL/dp = dL/dz of the active; moves the thresholds and lambda."""
+        self.controller.observe((pairs.value > 0).sum(), batch.rows)
         latent = pairs.index.long()
         theta = self.threshold
         own = theta[latent]
@@ -69,11 +69,10 @@ class JumpReLU:
         weight = self.controller.weight.to(slope.dtype) * (self.width / 2)
         per_pair = torch.where(inside, -(slope * own + weight) / self.bandwidth, 0.0)
         gradient = torch.zeros_like(theta).index_add_(0, latent, per_pair) * theta
-        touched = torch.zeros(theta.shape, dtype=torch.bool, device=theta.device).index_fill_(
-            0, latent[inside], value=True
-        )
+        # not latent[inside]: a GPU would have to be waited for, to know how many there are
+        hits = torch.zeros(theta.shape, dtype=torch.int32, device=theta.device).index_add_(0, latent, inside.int())
         gradient *= 2 / (batch.rows * self.width)
-        self.log_threshold.step(gradient, touched, adam._replace(rate=_RATE * adam.rate))
+        self.log_threshold.step(gradient, hits > 0, adam._replace(rate=_RATE * adam.rate))
         return Gradient(slope.masked_fill(pairs.value == 0, 0))
 
     def initialise(self, batch: Batch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hydrophoned.learn.dictionary import Codes
 from hydrophoned.learn.kernels.arrays import Adam, Pairs
 from hydrophoned.learn.sae.config import DictionaryConfig
-from hydrophoned.learn.sae.own import SparsityController
+from hydrophoned.learn.sae.own import DAMPING, SparsityController
 from hydrophoned.learn.sae.variant import Batch, Gradient
 from hydrophoned.learn.sae.wide import quantile_for, widest
 
@@ -26,7 +26,7 @@ class L1:
 
     def __init__(self, config: DictionaryConfig, device: torch.device) -> None:
         self.k, self.width = config.k, config.width
-        self.controller = SparsityController(config.sparsity, config.k, device)
+        self.controller = SparsityController(config.sparsity, config.k, device, damping=DAMPING)
         self._bias: Tensor | None = None
 
     def codes(self, batch: Batch) -> Codes:
@@ -35,12 +35,12 @@ class L1:
 
     def select(self, batch: Batch) -> Pairs:
         """All that are positive."""
-        pairs = batch.kernels.above(batch.p, batch.latents.b_enc, 0.0)
-        self.controller.observe(torch.tensor(len(pairs.value), device=pairs.value.device), batch.rows)
-        return pairs
+        return batch.kernels.above(batch.p, batch.latents.b_enc, 0.0)
 
     def backward(self, batch: Batch, pairs: Pairs, slope: Tensor, target: Tensor, adam: Adam) -> Gradient:  # noqa: ARG002  same for all
-        """The penalty's gradient is lambda for each active pair."""
+        """The penalty's gradient is lambda for each active pair; moves lambda."""
+        active = torch.full((), len(pairs.value), dtype=torch.int64, device=slope.device)  # filled there, not sent
+        self.controller.observe(active, batch.rows)
         return Gradient(slope + self.controller.weight.to(slope.dtype) * (self.width / 2))
 
     def initialise(self, batch: Batch) -> None:

@@ -10,6 +10,8 @@ from hydrophoned.learn.kernels.arrays import Adam
 _GAIN: Final = 0.04
 _KEEP: Final = 0.9
 _AT_ONCE: Final = 6.0
+DAMPING: Final = 1.0
+"""Of a penalty that reaches l0 by way of what is learned, some steps late."""
 _FARTHEST: Final = 20.0
 
 
@@ -46,20 +48,24 @@ class SparsityController:
     """Drives the weight of a sparsity loss until l0 is the wanted one: no constant would.
 
     With l0 smoothed by 0.9 per step and r = clip((l0 - k) / k, -1, 1), u moves by 0.04 r after every step and the
-    weight is start * exp(u). ``signed``, it is start * sinh(u + 6 r): it reacts to r itself, and may fall below 0, so
-    that a loss whose effect does not reverse by itself (thresholds that have risen stay) rewards activity where there
-    is too little. On the device throughout.
+    weight is start * exp(u + damping r): the part that reacts to r itself brakes l0 before it is past k. ``signed``,
+    it is start * sinh(u + 6 r), which may fall below 0, so that a loss whose effect does not reverse by itself
+    (thresholds that have risen stay) rewards activity where there is too little. On the device throughout.
     """
 
-    def __init__(self, start: float, target: int, device: torch.device, *, signed: bool = False) -> None:
-        self.start, self.target, self.signed = start, target, signed
+    def __init__(
+        self, start: float, target: int, device: torch.device, *, signed: bool = False, damping: float = 0.0
+    ) -> None:
+        self.start, self.target, self.signed, self.damping = start, target, signed, damping
         self.l0 = torch.tensor(float(target), dtype=torch.float64, device=device)
         self.level = torch.tensor(float(signed), dtype=torch.float64, device=device)
 
     @property
     def weight(self) -> Tensor:
         """The weight in force, a scalar."""
-        return self.start * (torch.sinh(self.level + _AT_ONCE * self._excess) if self.signed else torch.exp(self.level))
+        if self.signed:
+            return self.start * torch.sinh(self.level + _AT_ONCE * self._excess)
+        return self.start * torch.exp(self.level + self.damping * self._excess)
 
     @property
     def _excess(self) -> Tensor:

@@ -45,7 +45,7 @@ class Variant(Protocol):
         ...
 
     def select(self, batch: Batch) -> Pairs:
-        """Pairs of the batch in training; pairs of value 0 may be among them."""
+        """Pairs of the batch in training; pairs of value 0 may be among them. Moves nothing that is state."""
         ...
 
     def backward(self, batch: Batch, pairs: Pairs, slope: Tensor, target: Tensor, adam: Adam) -> Gradient:

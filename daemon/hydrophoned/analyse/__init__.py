@@ -1,0 +1,1 @@
+"""Analyses on request, of codes and rows that are there already. Pure numerics."""
