@@ -1,6 +1,6 @@
 """Automatic labels of features learned from a language model: how well they predict on documents they have not seen.
 
-    python benchmarks/features_labels.py [--quick] [--json FILE] [--cache FOLDER]
+    python benchmarks/features.py --only labels
 
 A dictionary (F = 4608, k = 32) learns from 160,000 rows of model.layers.15 of SmolLM2 over prose and code. The labeller
 is given the codes of 32,768 rows that the dictionary was not trained on, as many as the daemon keeps, with their tokens
@@ -21,10 +21,9 @@ tenth of the entropy of their firing (cross-fitted on the other half, where freq
 ``label_precision_all``         of all features that got a label, frequent or not, and whatever their token tells; left
                                 out of the short form; ``label_share_all``: how many of all features these are
 ``label_planted``               share of planted features (digits, line ends, one word; on the same rows) labelled right
-``label_seconds_per_feature``   time to label a feature, one thread
+``label_seconds_per_feature``   processor time to label a feature
 """
 
-import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -54,25 +53,6 @@ class Rows(NamedTuple):
     strings: dict[int, str]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rows: labels are worse than of a whole run")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder for captured rows (default: %(default)s)")
-    options = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-
-    report = Report()
-    run(report, quick=options.quick, folder=options.cache)
-    print()
-    for key, value in report.ratios.items():
-        print(f"{key:44} {value:.4f}")
-    if options.json:
-        settings = {"layer": LAYER, "features": FEATURES, "k": K, "quick": options.quick}
-        report.write(options.json, threads=torch.get_num_threads(), peers={}, settings=settings)
-
-
 def run(report: Report, *, quick: bool, folder: Path = CACHE) -> None:
     from hydrophoned.analyse.facts import facts
     from hydrophoned.analyse.firing import Firing
@@ -93,9 +73,9 @@ def run(report: Report, *, quick: bool, folder: Path = CACHE) -> None:
     )
     for least in SHARES:
         chosen = order[share[order] >= least][:MOST]
-        began = time.perf_counter()
+        began = time.process_time()
         labels = [label for label in map(labeller.label, chosen.tolist()) if label is not None]
-        seconds = (time.perf_counter() - began) / len(chosen)
+        seconds = (time.process_time() - began) / len(chosen)
         mark = "" if least == DEPENDENT else f"_share_{least:g}"
         _mean(report, f"label_precision{mark}", [label.score.precision for label in labels])
         if mark:
@@ -258,7 +238,3 @@ def _tokens(
     kept = np.load(path)
     strings = dict(zip(kept["known"].tolist(), kept["piece"].tolist(), strict=True))
     return kept["token"], strings
-
-
-if __name__ == "__main__":
-    main()

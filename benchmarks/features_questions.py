@@ -1,6 +1,6 @@
 """Questions about features: does contrast find nothing in nothing and what is planted, and do sparse probes.
 
-    python benchmarks/features_questions.py [--quick] [--json FILE] [--cache FOLDER] [--threads N]
+    python benchmarks/features.py --only questions
 
 Rows are those of the dictionary benchmark, model.layers.15 of SmolLM2 over reference documentation (prose) and the
 standard library (code); the unit is the document. A dictionary (F = 1536, k = 32) learns 65,536 of the rows and codes
@@ -29,7 +29,6 @@ the set's.
 ``probe_code_auroc_K``          prose or code, of K features; ``probe_code_auroc_neuron``: of the best raw element
 """
 
-import argparse
 import math
 import os
 import random
@@ -40,29 +39,6 @@ LAYER, F, K = 15, 1536, 32
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hydrophone-bench"
 PLANTED = 10
 Q = 0.05
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rows, splits and permutations")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder for captured rows (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="torch's threads (default: all)")
-    options = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-    from dictionary_report import Report
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    report = Report()
-    run(report, quick=options.quick, folder=options.cache)
-    print()
-    for key, value in report.ratios.items():
-        print(f"{key:44} {value:.4f}")
-    if options.json:
-        settings = {"layer": LAYER, "features": F, "k": K, "quick": options.quick}
-        report.write(options.json, threads=torch.get_num_threads(), peers={}, settings=settings)
 
 
 def run(report: Any, *, quick: bool, folder: Path = CACHE) -> None:
@@ -347,7 +323,3 @@ def _probes_of_code(report: Any, traffic: Any, is_code: Any, means: Any) -> None
         report.add(f"probe_code_auroc_{probe.k}", probe.held.auroc)
     (neuron,) = sparse_probes(DenseColumns(means), is_code, units, sizes=(1,))
     report.add("probe_code_auroc_neuron", neuron.held.auroc)
-
-
-if __name__ == "__main__":
-    main()

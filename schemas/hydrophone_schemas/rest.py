@@ -796,6 +796,40 @@ class PartnerList(RestModel):
     dictionary_version: Count = Field(description="version of the dictionary")
 
 
+class FiringChoice(StrEnum):
+    """Which firings."""
+
+    BAND = "band"
+    RANDOM = "random"
+
+
+class Firing(RestModel):
+    """A row on which a feature fired, of a uniform sample of the stream's rows."""
+
+    value: float = Field(description="activation of the feature when the row was seen, normalised scale")
+    band: Count = Field(description="quarter of the sampled firings that the value is in, from 1, the weakest, to 4")
+    request: str | None = Field(description="id of the row's request; null if it is not known")
+    request_key: int = Field(description="the request's key in the store's tables; -1 if it is not known")
+    sequence: Count = Field(description="index of the row's sequence within the request's batch")
+    position: Count = Field(description="place of the row in its sequence")
+    token: int | None = Field(description="token id; null where unknown")
+    time: Time = Field(description="when the forward pass began")
+    context: list[str | None] | None = Field(
+        description="token strings around the row; null where the producer does not send them"
+    )
+    context_index: Count | None = Field(description="place of the row's own token in context; null without context")
+
+
+class FiringList(RestModel):
+    """Firings of a feature, strong and weak, the strongest first."""
+
+    items: list[Firing] = Field(description="one per row")
+    next: str | None = Field(default=None, description="always null: the list is short and comes whole")
+    rows: Count = Field(description="rows of the sample")
+    fired: Count = Field(description="of them: rows on which the feature fired, from which the items are drawn")
+    dictionary_version: Count = Field(description="version of the dictionary")
+
+
 class TrafficSet(RestModel):
     """Which requests: those for which everything given is so."""
 

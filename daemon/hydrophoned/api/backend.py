@@ -8,6 +8,7 @@ from hydrophone_schemas.rest import (
     ContrastBody,
     DictionaryQuality,
     FeatureSearchBody,
+    FiringChoice,
     InspectBody,
     LabelRun,
     LabelRunBody,
@@ -74,6 +75,9 @@ class FeatureQuestions(Protocol):
 
     def partners(self, status: StreamStatus, feature: int, order: PartnerOrder, limit: int) -> Answered:
         """What fires together with a feature: ``rest.Partner``."""
+
+    def firings(self, status: StreamStatus, feature: int, choice: FiringChoice, limit: int, context: int) -> Answered:
+        """Some rows on which a feature fired, with ``context`` token strings to either side: ``rest.Firing``."""
 
     def decode(
         self, status: StreamStatus, index: NDArray[np.int32], value: NDArray[np.float32]

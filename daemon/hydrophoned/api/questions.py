@@ -37,6 +37,17 @@ class PartnersQuery(FormatQuery):
     )
 
 
+class FiringsQuery(FormatQuery):
+    """Which firings, and how much around them."""
+
+    limit: int = Field(default=12, ge=1, le=1000, description="firings at most")
+    by: rest.FiringChoice = Field(
+        default=rest.FiringChoice.BAND,
+        description="band: as many of each quarter of the values; random: of all firings uniformly",
+    )
+    context: int = Field(default=10, ge=0, le=200, description="token strings to either side of the row's own")
+
+
 class ProbesQuery(FormatQuery):
     """Which probes."""
 
@@ -69,6 +80,15 @@ async def feature_partners(call: Call) -> Listing:
     status = _with_dictionary(call)
     index, query = call.index(status), call.query
     return await _answer(call, partial(call.backend.questions.partners, status, index, query.by, query.limit))
+
+
+async def feature_firings(call: Call) -> Listing:
+    """Some rows on which a feature fired."""
+    status = _with_dictionary(call)
+    index, query = call.index(status), call.query
+    return await _answer(
+        call, partial(call.backend.questions.firings, status, index, query.by, query.limit, query.context)
+    )
 
 
 async def contrast(call: Call) -> Listing:
@@ -198,6 +218,18 @@ ENDPOINTS: Final = (
         rest.PartnerList,
         rest.Partner,
         PartnersQuery,
+        problems=_READ,
+        stability="beta",
+    ),
+    Endpoint(
+        "GET",
+        "/v1/streams/{stream}/features/{index}/firings",
+        feature_firings,
+        "Rows on which a feature fired, weak and strong, drawn from a uniform sample",
+        "questions",
+        rest.FiringList,
+        rest.Firing,
+        FiringsQuery,
         problems=_READ,
         stability="beta",
     ),

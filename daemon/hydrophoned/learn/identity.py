@@ -28,9 +28,9 @@ STABLE, MOVED, SPLIT, MERGED, BORN, LOST = range(len(KINDS))
 _SAME: Final = 0.6
 _STEADY: Final = 0.9
 _FACING: Final = 0.2  # a score of 0.6 needs a cosine of 0.2, however alike two features fire
-_OTHER_LIFE: Final = 0.75
-_FEW: Final = 10
-_TWICE: Final = 2
+_OTHER_LIFE: Final = 0.75  # what a score is worth where only one of the two lives
+_FEW: Final = 10  # a correlation of fewer firings says nothing
+_TWICE: Final = 2  # two features that fire together once do not fire alike
 _SEARCHED: Final = 8192
 _UNMOVED: Final = 0.9999
 _SURE: Final = 0.9
@@ -244,13 +244,11 @@ def _told(before: Snapshot, after: Snapshot, together: CoFiring, continues: Numb
     continued[continues[heirs]] = heirs
     split = _parts(before, after, together, continued, continues)
     merged = _parts(after, before, together.swapped(), continues, continued)[::-1]
-    # a pair is told once: a split before a merger, and either before its members' own continuation
+    # a feature takes part in one of them, and a pair that does is not told once more as its own continuation
     of_split = np.isin(merged[0], split[0]) | np.isin(merged[1], split[1])
     merged = merged[0][~of_split], merged[1][~of_split]
-    told_before, told_after = np.zeros(features[0], bool), np.zeros(features[1], bool)
-    for first, second in (split, merged):
-        told_before[first] = told_after[second] = True
-    kept = heirs[~(told_before[continues[heirs]] & told_after[heirs])]
+    key = np.concatenate([one[0] * features[1] + one[1] for one in (split, merged)])
+    kept = heirs[~np.isin(continues[heirs] * features[1] + heirs, key)]
     first = np.concatenate([split[0], merged[0], continues[kept]])
     second = np.concatenate([split[1], merged[1], kept])
     scored = _Scored.of(before, after, together, first, second)

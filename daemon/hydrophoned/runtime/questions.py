@@ -4,15 +4,18 @@ All methods block, on the learner's thread for a copy of its samples, on the sto
 them in threads of its own.
 """
 
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import torch
 from hydrophone_schemas import rest
 from hydrophone_schemas.rest import StreamStatus
 from numpy.typing import NDArray
 
 from hydrophoned.analyse.cooccurrence import partners
+from hydrophoned.analyse.firings import firings
 from hydrophoned.analyse.intervals import wilson
 from hydrophoned.analyse.neighbours import chance_cosine, correlations, cosines
 from hydrophoned.analyse.row_features import features_of_rows
@@ -124,6 +127,33 @@ class FeatureQuestions:
                 **labels.get(int(index), {}),
             )
             for place, index in enumerate(found.feature)
+        ]
+        about = {"rows": found.rows, "fired": found.fired, "dictionary_version": sample.dictionary_version}
+        return Answered(items, about)
+
+    def firings(
+        self, status: StreamStatus, feature: int, choice: rest.FiringChoice, limit: int, context: int
+    ) -> Answered:
+        """Some rows on which a feature fired; the columns of ``rest.Firing``."""
+        sample = ask(self._streams, status.id, sampled)
+        found = firings(sample.rows, feature, limit=limit, in_bands=choice is rest.FiringChoice.BAND)
+        drawn = sample.rows.take(found.row)
+        names = ("request_key", "sequence", "position", "token", "time")
+        columns = (drawn.request, drawn.sequence, drawn.position, drawn.token, drawn.time)
+        table = pa.table(dict(zip(names, columns, strict=True)))
+        requests = self._reader.request_ids(drawn.request.tolist())
+        items = [
+            rest.Firing(
+                **row
+                | {
+                    "value": float(found.value[place]),
+                    "band": int(found.band[place]),
+                    "request": requests.get(row["request_key"]),
+                    "token": None if row["token"] < 0 else row["token"],
+                    "time": datetime.fromtimestamp(row["time"] / 1e6, UTC),
+                }
+            )
+            for place, row in enumerate(self._reader.with_context(table, context).to_pylist())
         ]
         about = {"rows": found.rows, "fired": found.fired, "dictionary_version": sample.dictionary_version}
         return Answered(items, about)

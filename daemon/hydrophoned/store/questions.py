@@ -16,7 +16,7 @@ MAX_KNOWN: Final = 200_000
 _REQUEST_FEATURES: Final = """
     WITH covered AS (
         SELECT * FROM request_feature WHERE stream_key = $stream AND window_start >= make_timestamp($since)
-        AND window_start < make_timestamp($until) AND request_key IN (SELECT unnest($keys::BIGINT[]))),
+        AND window_start < make_timestamp($until) AND request_key IN (SELECT request_key FROM asked)),
     wanted AS (SELECT DISTINCT request_key FROM covered ORDER BY hash(request_key) LIMIT $limit)
     SELECT request_key, rows_scored, sample, features, fired, sum, max, dictionary_version
     FROM covered SEMI JOIN wanted USING (request_key) ORDER BY request_key, window_start
@@ -46,6 +46,17 @@ class QuestionReader(StoreReader):
             [model, version, MAX_KNOWN],
         )
 
+    def request_ids(self, request_keys: Sequence[int]) -> dict[int, str]:
+        """Ids of requests by key, of those that are known."""
+        table = self._query(
+            """
+            SELECT request_key, any_value(id) AS id FROM request
+            WHERE request_key IN (SELECT request_key FROM asked) GROUP BY request_key
+            """,
+            asked=_keys(request_keys),
+        )
+        return dict(zip(table["request_key"].to_pylist(), table["id"].to_pylist(), strict=True))
+
     def model_outcomes(self, model: str) -> pa.Table:
         """request_id and labels (JSON) of the latest outcomes of a model's requests, earliest told first."""
         return self._query(
@@ -67,7 +78,8 @@ class QuestionReader(StoreReader):
         """
         return self._query(
             _REQUEST_FEATURES,
-            {"stream": stream_key, "since": since, "until": until, "keys": list(request_keys), "limit": MAX_REQUESTS},
+            {"stream": stream_key, "since": since, "until": until, "limit": MAX_REQUESTS},
+            asked=_keys(request_keys),
         )
 
     def sampled_requests(self, stream_key: int) -> pa.Table:
@@ -113,6 +125,10 @@ class QuestionReader(StoreReader):
     def probes(self, stream_key: int, name: str | None = None) -> pa.Table:
         """The latest probes of each name and k, by name and k: the table ``probe`` without the stream."""
         return self._query(_PROBES, {"stream": stream_key, "name": name})
+
+
+def _keys(request_keys: Sequence[int]) -> pa.Table:
+    return pa.table({"request_key": pa.array(request_keys, pa.int64())})
 
 
 def probe_table(stream_key: int, probes: Sequence[dict[str, Any]]) -> pa.Table:

@@ -175,6 +175,28 @@ def test_partners_are_those_of_the_sample(asked, ask, feature):
     assert low == sorted(low, reverse=True)
 
 
+def test_firings_are_real_and_show_weak_ones_too(asked, ask, feature):
+    rows = asked.daemon.streams.get(STREAM).worker.call(lambda learner: learner.sample.rows()).result(10)
+    one = feature[3]
+    row, place = np.nonzero((rows.index == one) & (rows.value > 0))
+    values = dict(zip(zip(rows.request[row], rows.position[row], strict=True), rows.value[row, place], strict=True))
+    got = ask.api.get(f"{BASE}/features/{one}/firings?limit=40&context=2").json
+    assert (got["rows"], got["fired"]) == (rows.rows, len(row))
+    assert [sum(item["band"] == band for item in got["items"]) for band in (1, 2, 3, 4)] == [10] * 4
+    weak = np.quantile(rows.value[row, place], 0.25)
+    for item in got["items"]:
+        assert item["value"] == values[item["request_key"], item["position"]]
+        assert (item["value"] <= weak) == (item["band"] == 1)
+    named = [item for item in got["items"] if item["request"].startswith("r")]
+    assert named
+    for item in named:
+        assert item["context"][item["context_index"]] == PIECES[item["token"]]
+    drawn = ask.api.get(f"{BASE}/features/{one}/firings?limit=40&by=random&context=0").json["items"]
+    assert [item["value"] for item in drawn] == sorted((item["value"] for item in drawn), reverse=True)
+    assert {item["context"] for item in drawn} == {None}
+    assert {item["band"] for item in drawn} == {1, 2, 3, 4}
+
+
 def test_what_differs_between_two_kinds_of_requests_comes_first(ask, feature):
     sets = {"a": {"attributes": {"kind": "code"}}, "b": {"attributes": {"kind": "prose"}}}
     found = ask("contrast", sets)

@@ -382,7 +382,7 @@ class Atoms:
 
     def rows(self, count):
         fires = torch.rand(count, len(self.chance), generator=self.generator) < self.chance
-        size = torch.randn(count, len(self.chance), generator=self.generator).abs()
+        size = 0.5 + torch.rand(count, len(self.chance), generator=self.generator)
         x = (fires * size) @ self.directions
         x += 0.02 * torch.randn(x.shape, generator=self.generator)
         number = np.arange(count)
