@@ -1,6 +1,6 @@
 """Ids of features: whether they stay with what they name while the dictionary learns on and the stream changes.
 
-    python benchmarks/features_identity.py [--quick] [--json FILE]
+    python benchmarks/features.py --only identity
 
 Rows are those of dictionary_atoms.py: sparse sums of 2048 known directions, d = 256, F = 4096, k = 16; ours learns in
 the hands of the daemon's own learner, at batch 256. After 200,704 rows, of which an eighth of the atoms has no part,
@@ -31,7 +31,6 @@ kept its id where, in each of the twenty, the feature with that id has cosine ab
 ``match_mib_F``                 memory that matching takes besides, in MiB
 """
 
-import argparse
 import json
 import math
 import subprocess
@@ -54,18 +53,6 @@ from torch import Tensor
 VERSIONS, KEPT, GONE, EIGHTH = 20, 0.8, 0.5, ATOMS // 8
 PLANTED = 64
 SIZES = (4608, 65_536)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer rows and seeds")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    options = parser.parse_args()
-    report = Report()
-    run(report, quick=options.quick)
-    if options.json:
-        settings = {"atoms": ATOMS, "width": WIDTH, "features": FEATURES, "versions": VERSIONS, "quick": options.quick}
-        report.write(options.json, threads=torch.get_num_threads(), peers={}, settings=settings)
 
 
 def run(report: Report, *, quick: bool) -> None:
@@ -377,7 +364,3 @@ def child(features: int) -> None:
         match(before, after)
         figures["match_seconds_relabelled"] = time.process_time() - begun
     print(json.dumps(figures))
-
-
-if __name__ == "__main__":
-    main()

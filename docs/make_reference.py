@@ -12,13 +12,14 @@ REFERENCE = Path(__file__).parent / "reference"
 WIDTH = 100
 CLI_HEAD = """# Command line
 
-`hydrophone` is one command for both sides. `serve`, `config` and `dictionary` pass everything on to the daemon's own
-command, `hydrophoned`, which takes the place of the process; the others ask a running daemon over its REST API.
+`hydrophone` is one command for both sides. `serve`, `config`, `dictionary` and `export` pass everything on to the
+daemon's own command, `hydrophoned`, which takes the place of the process; the others ask a running daemon over its REST
+API.
 
 | exit status | meaning |
 |---|---|
 | 0 | well |
-| 1 | the daemon says no: an unknown stream, a parameter it does not take; `serve`, `dictionary`: it cannot be done |
+| 1 | the daemon says no: an unknown stream, a parameter it does not take; a daemon's command: it cannot be done |
 | 2 | wrong usage or configuration, or a part of the installation is missing |
 | 3 | no daemon answers |
 
@@ -40,12 +41,14 @@ This page is made from the commands' own help.
 def cli_reference() -> str:
     """The page ``docs/reference/cli.md``, in Markdown."""
     runner = CliRunner(env={"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"})
-    own = [name for name in typer.main.get_command(client).commands if name not in ("serve", "config", "dictionary")]
+    passed_on = ("serve", "config", "dictionary", "export")
+    own = [name for name in typer.main.get_command(client).commands if name not in passed_on]
     parts = [CLI_HEAD]
     pages = [(daemon, ["serve"]), (daemon, ["config", "check"]), (daemon, ["config", "show"])]
     pages += [
         (daemon, ["config", "schema"]),
         *((daemon, ["dictionary", name]) for name in ("import", "export", "train", "assess", "compare")),
+        (daemon, ["export"]),
     ]
     pages += [(client, [name]) for name in own]
     for app, words in pages:

@@ -1,4 +1,4 @@
-"""The daemon's own commands: ``hydrophoned serve``, ``hydrophoned config`` and ``hydrophoned dictionary``.
+"""The daemon's own commands: ``hydrophoned serve``, ``config``, ``dictionary`` and ``export``.
 
 Exit status: 0 well, 1 it cannot run (an address in use, a store it cannot open), 2 wrong usage or configuration.
 """
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from hydrophone_schemas import __version__
+from hydrophone_schemas.tables import TABLES
 
 from hydrophoned.runtime import logs, systemd
+from hydrophoned.runtime.clock import now_us
 from hydrophoned.runtime.config import Config, config_path, load_config, load_with_origins
 from hydrophoned.runtime.dictionary_cli import app as dictionary_app
 from hydrophoned.runtime.errors import ConfigError
@@ -101,6 +103,62 @@ def prepare_numerics(threads: int) -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+@app.command()
+def export(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to write TABLE.parquet to; made if missing.")
+    ],
+    *,
+    table: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this table; may be given several times.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Begin here: ISO 8601 with zone, or -7d; default the first row.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="End before here; default the last row.")] = None,
+    config: ConfigFile = None,
+    data_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the database.")] = None,
+    set_: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write tables of the store as Parquet, one file each, while no daemon runs on it."""
+    from hydrophoned.store import ExportRange, StoreError, export_tables  # noqa: PLC0415  duckdb takes a while
+
+    covered = None if since is until is None else ExportRange(_time("--since", since), _time("--until", until))
+    unknown = [name for name in table or () if name not in TABLES]
+    if unknown:
+        raise typer.BadParameter(
+            f"there is no table {unknown[0]!r}; there are {', '.join(TABLES)}", param_hint="--table"
+        )
+    overrides = _assignments(set_)
+    if data_dir is not None:
+        overrides.setdefault("daemon", {})["data_dir"] = data_dir
+    database = Path(_load(config, overrides).daemon.data_dir) / "hydrophone.duckdb"
+    os.umask(os.umask(0o077) | 0o077)  # as the store itself
+    try:
+        done = export_tables(database, directory, table or (), covered)
+    except StoreError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(FAILED) from None
+    if as_json:
+        tables = [one._asdict() | {"file": str(one.file)} for one in done]
+        typer.echo(json.dumps({"store": str(database), "tables": tables}, indent=1))
+        return
+    for one in done:
+        typer.echo(f"{one.file}: {one.rows} rows, {one.bytes} bytes")
+
+
+def _time(option: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    from hydrophoned.api.times import parse_time  # noqa: PLC0415  the API takes a while
+
+    try:
+        return parse_time(text, now_us())
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 @config_app.command("check")

@@ -7,6 +7,7 @@ from hydrophoned.store.database import Store, StoreSize
 from hydrophoned.store.errors import (
     BadQuery,
     BadTable,
+    ExportFailed,
     QueryTimeout,
     StoreClosed,
     StoreError,
@@ -15,6 +16,7 @@ from hydrophoned.store.errors import (
     StoreUnusable,
     WriteFailed,
 )
+from hydrophoned.store.export import Exported, ExportRange, export_tables
 from hydrophoned.store.features import FeatureQuery, SplitCell
 from hydrophoned.store.labels import Label, LabelQuery, label_table
 from hydrophoned.store.reader import StoreReader
@@ -26,6 +28,9 @@ from hydrophoned.store.writer import StoreWriter
 __all__ = [
     "BadQuery",
     "BadTable",
+    "ExportFailed",
+    "ExportRange",
+    "Exported",
     "FeatureQuery",
     "Label",
     "LabelQuery",
@@ -44,5 +49,6 @@ __all__ = [
     "StoreWriter",
     "WindowRange",
     "WriteFailed",
+    "export_tables",
     "label_table",
 ]

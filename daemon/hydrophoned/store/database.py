@@ -5,7 +5,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import duckdb
 import pyarrow as pa
@@ -15,9 +15,11 @@ from hydrophoned.store.errors import BadTable, StoreClosed, StoreUnusable, Write
 from hydrophoned.store.lock import StoreLock
 from hydrophoned.store.migrations import migrate
 from hydrophoned.store.retention import Retained, retain
+from hydrophoned.store.views import create_macros
 
 _log = logging.getLogger(__name__)
 Tables = Mapping[str, pa.Table | pa.RecordBatch]
+_MEMORY_BYTES: Final = 512 << 20
 
 
 class StoreSize(NamedTuple):
@@ -25,6 +27,17 @@ class StoreSize(NamedTuple):
 
     file_bytes: int
     used_bytes: int
+
+
+def connection_settings(threads: int = 1, memory_bytes: int = _MEMORY_BYTES) -> dict[str, Any]:
+    """DuckDB's settings: bounded, no extensions installed or loaded, no SQL that reaches other files."""
+    return {
+        "threads": threads,
+        "memory_limit": f"{memory_bytes}B",
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "enable_external_access": "false",
+    }
 
 
 class Store:
@@ -35,7 +48,7 @@ class Store:
     StoreTooNew or StoreUnusable.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1, memory_bytes: int = 512 << 20) -> None:
+    def __init__(self, path: Path, *, threads: int = 1, memory_bytes: int = _MEMORY_BYTES) -> None:
         self.path = Path(path)
         self._lock_file = StoreLock(self.path)
         self._writing = threading.Lock()
@@ -133,17 +146,11 @@ class Store:
             self._lock_file.release()
 
     def _open(self, threads: int, memory_bytes: int) -> duckdb.DuckDBPyConnection:
-        settings: dict[str, Any] = {
-            "threads": threads,
-            "memory_limit": f"{memory_bytes}B",
-            "autoinstall_known_extensions": "false",
-            "autoload_known_extensions": "false",
-            "enable_external_access": "false",
-        }
         connection = None
         try:
-            connection = duckdb.connect(str(self.path), config=settings)
+            connection = duckdb.connect(str(self.path), config=connection_settings(threads, memory_bytes))
             applied = migrate(connection)
+            create_macros(connection)
         except BaseException as error:
             if connection is not None:
                 connection.close()

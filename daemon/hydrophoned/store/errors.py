@@ -9,6 +9,7 @@ StoreError
 +-- BadQuery           a query was given a value that it does not know
 +-- QueryTimeout       a query took longer than it may
 +-- WriteFailed        a transaction failed; ``retry`` says whether it may work later
++-- ExportFailed       a file of an export exists already, or cannot be written
 """
 
 
@@ -53,3 +54,7 @@ class WriteFailed(StoreError):  # noqa: N818  named after its cause
     def __init__(self, detail: str, *, retry: bool) -> None:
         super().__init__(detail)
         self.retry = retry
+
+
+class ExportFailed(StoreError):  # noqa: N818  named after its cause
+    """A file of an export exists already, or cannot be written."""

@@ -148,14 +148,7 @@ def migrate(connection: duckdb.DuckDBPyConnection, migrations: tuple[Migration, 
         "CREATE TABLE IF NOT EXISTS schema_migration "
         "(number INTEGER NOT NULL, name VARCHAR NOT NULL, applied TIMESTAMP NOT NULL)"
     )
-    row = connection.execute("SELECT coalesce(max(number), 0) FROM schema_migration").fetchone()
-    version = row[0] if row else 0
-    newest = migrations[-1].number
-    if version > newest:
-        raise StoreTooNew(
-            f"the store is at version {version}; this daemon knows versions up to {newest}. "
-            "Use the daemon that wrote it, or a later one, or another data directory."
-        )
+    version = check_version(connection, migrations)
     applied = []
     for migration in migrations:
         if migration.number <= version:
@@ -174,3 +167,16 @@ def migrate(connection: duckdb.DuckDBPyConnection, migrations: tuple[Migration, 
             raise
         applied.append(migration.number)
     return applied
+
+
+def check_version(connection: duckdb.DuckDBPyConnection, migrations: tuple[Migration, ...] = MIGRATIONS) -> int:
+    """The file's version; raises :class:`StoreTooNew` if it is beyond ``migrations``."""
+    row = connection.execute("SELECT coalesce(max(number), 0) FROM schema_migration").fetchone()
+    version = row[0] if row else 0
+    newest = migrations[-1].number
+    if version > newest:
+        raise StoreTooNew(
+            f"the store is at version {version}; this daemon knows versions up to {newest}. "
+            "Use the daemon that wrote it, or a later one, or another data directory."
+        )
+    return int(version)

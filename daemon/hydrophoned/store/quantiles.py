@@ -1,6 +1,6 @@
 """SQL of quantiles of features' activations, from the buckets of the windows in a range added up."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from hydrophone_schemas.buckets import BUCKETS, LOWEST_EXPONENT, PER_OCTAVE
@@ -29,10 +29,11 @@ _REACHED: Final = """
         FROM counted)"""
 
 
-def quantile_tables_sql(listed: str, quantiles: dict[str, float]) -> str:
+def quantile_tables_sql(listed: str, quantiles: Mapping[str, float | str]) -> str:
     """Common table expressions, the last of them ``quantiles``: ``feature`` and a column for each of ``quantiles``.
 
-    ``listed`` names a table whose column ``index`` says which features. Parameters are ``$stream``, ``$since`` and
+    ``listed`` names a table whose column ``index`` says which features; a quantile is a number in 0..1, or an SQL
+    expression of one. Parameters are ``$stream``, ``$since`` and
     ``$until``. A value is null where it lies in the first or the last bucket; else it is off by at most 1/17 of itself.
     """
     columns = ", ".join(f"{_value(q)} AS {name}" for name, q in quantiles.items())
@@ -41,10 +42,11 @@ def quantile_tables_sql(listed: str, quantiles: dict[str, float]) -> str:
     )
 
 
-def _value(q: float) -> str:
-    if not 0 <= q <= 1:
+def _value(q: float | str) -> str:
+    """A quantile of the table ``reached`` as an expression; ``q`` is a number or an SQL expression of one."""
+    if not isinstance(q, str) and not 0 <= q <= 1:
         raise BadQuery(f"there is no {q}-quantile: a quantile is asked for by a number in 0..1")
-    bucket = f"(min(bucket) FILTER (reached > floor({q!r} * (counted - 1))))"
+    bucket = f"(min(bucket) FILTER (reached > floor({q} * (counted - 1))))"
     width = f"pow(2.0, {bucket} // {PER_OCTAVE} + {LOWEST_EXPONENT}) / {PER_OCTAVE}"
     low = f"({bucket} % {PER_OCTAVE} + {PER_OCTAVE})"
     # 2 a b / (a + b) of the bucket's ends a and b = a + width

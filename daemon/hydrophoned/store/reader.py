@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from hydrophoned.store.contexts import with_contexts
+from hydrophoned.store.contexts import TOP_EXAMPLES, with_contexts
 from hydrophoned.store.database import Store
 from hydrophoned.store.errors import QueryTimeout
 from hydrophoned.store.features import FeatureQuery, SplitCell, features_sql
@@ -125,25 +125,7 @@ class StoreReader:
 
         Columns of ``rest.Example``: with ``context`` pieces to either side where token strings are kept.
         """
-        top = self._query(
-            """
-            WITH best AS (
-                SELECT * FROM example WHERE stream_key = ? AND feature = ? AND dictionary_version >= (
-                    -- rows seen before are of the feature that stood at this index then
-                    SELECT coalesce(max(dictionary_version), 0) FROM feature AS here
-                    WHERE here.stream_key = example.stream_key AND here.feature = example.feature AND state <> 'lost')
-                QUALIFY row_number() OVER (PARTITION BY request_key, sequence ORDER BY score DESC, time) = 1
-                ORDER BY score DESC, request_key, sequence LIMIT ?),
-            named AS (
-                SELECT request_key, any_value(id) AS request FROM request
-                WHERE request_key IN (SELECT request_key FROM best) GROUP BY request_key)
-            SELECT value::DOUBLE AS value, score, request, best.request_key, sequence, position, token, time,
-                   dictionary_version
-            FROM best LEFT JOIN named USING (request_key)
-            ORDER BY score DESC, best.request_key, sequence
-            """,
-            [stream_key, feature, limit],
-        )
+        top = self._query(TOP_EXAMPLES, {"stream": stream_key, "feature": feature, "limit": limit})
         return self.with_context(top, context)
 
     def with_context(self, rows: pa.Table, reach: int) -> pa.Table:

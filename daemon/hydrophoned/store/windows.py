@@ -40,8 +40,8 @@ _WINDOWS = """
            CASE WHEN count(*) = 1 THEN any_value(features_fired) END AS features_fired,
            max(dictionary_version) AS dictionary_version
     FROM stream_window
-    WHERE stream_key = ? AND window_start >= make_timestamp(?) AND window_start < make_timestamp(?)
-    GROUP BY epoch_us(window_start) // ? ORDER BY window_start LIMIT ?
+    WHERE stream_key = $stream AND window_start >= make_timestamp($since) AND window_start < make_timestamp($until)
+    GROUP BY epoch_us(window_start) // $step ORDER BY window_start LIMIT $limit
 """
 
 _SERIES = """
@@ -77,9 +77,9 @@ _WHOLE = """max(max)::DOUBLE AS max,
 _NOT_BY_CELL = "NULL::DOUBLE AS max, NULL::BIGINT AS requests"
 
 
-def windows_sql(stream_key: int, covered: WindowRange) -> tuple[str, list[Any]]:
+def windows_sql(stream_key: int, covered: WindowRange) -> tuple[str, dict[str, Any]]:
     """Statement and parameters of ``StoreReader.windows``."""
-    return _WINDOWS, [stream_key, covered.since, covered.until, covered.step or 1, covered.limit]
+    return _WINDOWS, _range_values(stream_key, covered)
 
 
 def series_sql(

@@ -68,6 +68,12 @@ def dictionary(context: typer.Context) -> None:
     _become_daemon("dictionary", context.args)
 
 
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def export(context: typer.Context) -> None:
+    """Write the store's tables as Parquet files. Its options: hydrophone export --help."""
+    _become_daemon("export", context.args)
+
+
 @app.command()
 def status(*, url: Url = _URL, as_json: AsJson = False) -> None:
     """Show how the daemon is: whether it is ready, what it costs, what it drops, its streams."""

@@ -98,7 +98,10 @@ def test_a_file_of_a_later_version_is_refused_and_left_alone(path):
 def test_a_failing_migration_leaves_the_version_before(path):
     with duckdb.connect(str(path)) as connection:
         migrate(connection)
-        broken = (*MIGRATIONS, Migration(len(MIGRATIONS) + 1, "broken", ("CREATE TABLE extra (a INTEGER)", "SELECT * FROM nowhere")))
+        broken = (
+            *MIGRATIONS,
+            Migration(len(MIGRATIONS) + 1, "broken", ("CREATE TABLE extra (a INTEGER)", "SELECT * FROM nowhere")),
+        )
         with pytest.raises(duckdb.CatalogException):
             migrate(connection, broken)
         assert connection.execute("SELECT max(number) FROM schema_migration").fetchone() == (len(MIGRATIONS),)
