@@ -1,6 +1,6 @@
 """What the statistics of features cost beside the encoding of the same rows, and what memory they take.
 
-    python benchmarks/features_statistics.py [--quick] [--json FILE] [--threads N]
+    python benchmarks/features.py --only statistics
 
 One stream at width 576, k = 32, in chunks of 512 rows, all settings the defaults; F = 4608 and 65536. Rows are Gaussian
 and the dictionary has learned nothing, so that all features fire about equally often: the most work there can be for
@@ -24,10 +24,8 @@ window's closing: one ratio per window, the time per chunk of the one over that 
                                 datasketches where it is installed
 """
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -47,21 +45,6 @@ WIDTH, CHUNK, CHUNKS = 576, 512, 16
 SIZES = (4608, 65_536)
 ATTRIBUTES = ("tenant", "route", "model", "region")
 Chunk = tuple[Codes, RowMetadata]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="40 windows: examples are newer than in a whole run")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--threads", type=int, help="torch's threads (default: all)")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    report = Report()
-    run(report, quick=options.quick)
-    if options.json:
-        settings = {"width": WIDTH, "chunk": CHUNK, "chunks_per_window": CHUNKS, "quick": options.quick}
-        report.write(options.json, threads=torch.get_num_threads(), peers={}, settings=settings)
 
 
 def run(report: Report, *, quick: bool) -> None:
@@ -277,7 +260,3 @@ def _datasketches(features: int) -> Iterator[tuple[str, Callable[[Any, Any], Non
 
 def _nbytes(holder: object) -> int:
     return sum(tensor.nbytes for tensor in tensors(holder))
-
-
-if __name__ == "__main__":
-    main()
