@@ -70,6 +70,7 @@ class Sort(StrEnum):
     STD = "std"
     MAX = "max"
     LAST_FIRED = "last_fired"
+    STABILITY = "stability"
     INDEX = "index"
 
 
@@ -278,6 +279,16 @@ class Feature(RestModel):
     )
     label_source: str | None = Field(default=None, description="source of that label")
     label_score: float | None = Field(default=None, description="its score; null if it was not checked")
+    stability: str | None = Field(
+        default=None,
+        description="stable, weak or unstable: whether a twin of the dictionary, learned with another seed from a "
+        "sample, has it too; that it lacks it is weak evidence. Null if nobody asked, or too little is known of the "
+        "feature that stands here now",
+    )
+    persisted: Count | None = Field(
+        default=None,
+        description="published versions in which it has been, the present one too; null if that is not known",
+    )
 
 
 class FeatureList(RestModel):
@@ -484,6 +495,115 @@ class FeatureMatchList(RestModel):
     next: str | None = Field(default=None, description="cursor of the next page; null on the last")
     from_version: Count | None = Field(description="the parent; null of a version without one")
     to_version: Count = Field(description="the version")
+
+
+# -- stability ----------------------------------------------------------------------------------------------------
+
+
+class StabilityRunBody(RestModel):
+    """How a twin is learned."""
+
+    passes: int = Field(default=80, ge=1, le=1000, description="times that the twin goes over its rows")
+    seconds: float = Field(
+        default=120.0, gt=0, le=3600, description="time after which it makes do with what it has learned"
+    )
+    seed: int = Field(default=1, ge=0, lt=2**31, description="the twin's seed, and that of the choice of requests")
+
+
+class StabilityState(StrEnum):
+    """How far a twin has come."""
+
+    NONE = "none"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class StabilityRun(RestModel):
+    """A stream's latest run, or the lack of one. One runs at a time."""
+
+    state: StabilityState = Field(description="none before the first; failed where problem says why")
+    stream: str = Field(description="id of the stream")
+    started: Time | None = Field(default=None, description="when it began")
+    problem: str | None = Field(default=None, description="why it failed")
+
+
+class StabilityKind(StrEnum):
+    """Whether a twin has a feature, too."""
+
+    STABLE = "stable"
+    WEAK = "weak"
+    UNSTABLE = "unstable"
+    UNKNOWN = "unknown"
+
+
+class FeatureStability(RestModel):
+    """Whether a feature lasts: over versions, and in a twin."""
+
+    index: Count = Field(description="index of the feature when it was asked")
+    feature_id: int = Field(description="its id, which stays with it")
+    status: str = Field(
+        description="stable: its correlation is above 0.7; weak: above 0.4; unstable: not so, which is weak evidence, "
+        "since a twin learned from few rows lacks much; unknown: it fires on fewer than 20 rows of either half"
+    )
+    correlation: float | None = Field(
+        description="of its values with those of its partner in the twin, on the held-out rows; null where it is "
+        "unknown, or has no partner there"
+    )
+    persisted: Count = Field(
+        description="published versions in which it has been, that of the question too; 1 if it is new in that"
+    )
+
+
+class StabilityList(RestModel):
+    """What a twin says of a stream's features: the latest answer, stable features first, unknown ones last.
+
+    The twin has the dictionary's settings and another seed, and learns from the rows of half the requests of the
+    stream's sample of raw rows, over and over. Each feature's partner there is chosen on the same rows, one to one; all
+    figures are of the rows of the other half. The twin has seen far fewer rows than the dictionary: a match says that a
+    feature is found again, the absence of one says little. All but state, started and problem are null before the first
+    answer.
+    """
+
+    items: list[FeatureStability] = Field(description="one per feature; empty before the first answer")
+    next: str | None = Field(default=None, description="cursor of the next page; null on the last")
+    state: str = Field(description="of the latest run: none, running, done or failed; items are of the latest answer")
+    started: Time | None = Field(default=None, description="when the latest run began")
+    problem: str | None = Field(default=None, description="why the latest run failed")
+    time: Time | None = Field(default=None, description="when the answer was found")
+    dictionary_version: Count | None = Field(default=None, description="version of the dictionary that was asked about")
+    seed: Count | None = Field(default=None, description="the twin's seed")
+    passes: Count | None = Field(
+        default=None, description="whole passes that the twin made; fewer than asked if time ran out"
+    )
+    rows: Count | None = Field(default=None, description="rows of the sample")
+    requests: Count | None = Field(default=None, description="requests that they are of")
+    rows_trained: Count | None = Field(default=None, description="of them: the twin learned from these, in every pass")
+    rows_scored: Count | None = Field(default=None, description="of them: held out, what all figures are of")
+    features: Count | None = Field(default=None, description="features of the dictionary")
+    compared: Count | None = Field(
+        default=None, description="features that fire on 20 rows of each half at least; of the others nothing is known"
+    )
+    pairs: Count | None = Field(default=None, description="of the compared ones: have a partner in the twin")
+    strong: float | None = Field(
+        default=None, description="share of the compared features with a correlation above 0.7"
+    )
+    weak: float | None = Field(default=None, description="the same, above 0.4")
+    strong_shuffled: float | None = Field(
+        default=None,
+        description="strong where nothing can be found: the twin's codes are dealt out anew among the rows",
+    )
+    weak_shuffled: float | None = Field(default=None, description="weak there")
+    strong_random: float | None = Field(default=None, description="strong of partners drawn at random")
+    weak_random: float | None = Field(default=None, description="weak of partners drawn at random")
+    fvu: float | None = Field(
+        default=None,
+        description="fraction of variance unexplained of the held-out rows by the dictionary, which may have learned "
+        "from them",
+    )
+    fvu_twin: float | None = Field(
+        default=None, description="the same by the twin, which has not: how far it is behind"
+    )
 
 
 # -- labels -------------------------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@
     tap = hydrophone.attach(model, sites=["model.layers.15"])
 
 :func:`attach` hooks a PyTorch model; :func:`log` takes rows from anything else; :func:`loss_recovered` says how much of
-the model's loss a dictionary keeps. Importing this package imports no torch.
+the model's loss a dictionary keeps; :class:`Client` asks the daemon about features. Importing this package imports no
+torch.
 """
 
+from hydrophone.client import Client
 from hydrophone.errors import (
     CannotHook,
     DaemonFailed,
@@ -31,6 +33,7 @@ __version__ = VERSION
 
 __all__ = [
     "CannotHook",
+    "Client",
     "DaemonFailed",
     "DaemonNotFound",
     "DaemonUnreachable",

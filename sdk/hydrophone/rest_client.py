@@ -47,14 +47,20 @@ class RestClient:
 
     def post(self, path: str, body: Any) -> Any:
         """The JSON answer to a JSON ``body``."""
-        data = json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        return self._send(urllib.request.Request(self.url + quote_path(path), data=data, headers=headers), ())  # noqa: S310  checked by _read_url
+        return self._send(self._with_body("POST", path, body), ())
+
+    def put(self, path: str, body: Any) -> Any:
+        """The JSON answer to a JSON ``body`` that takes the place of what is at ``path``."""
+        return self._send(self._with_body("PUT", path, body), ())
 
     def post_bytes(self, path: str, body: bytes, kind: str) -> bytes:
         """The answer, of the media type ``kind``, to a ``body`` of the same type."""
         headers = {"Content-Type": kind, "Accept": kind}
         return self._open(urllib.request.Request(self.url + quote_path(path), data=body, headers=headers), ())  # noqa: S310  checked by _read_url
+
+    def _with_body(self, method: str, path: str, body: Any) -> urllib.request.Request:
+        data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        return urllib.request.Request(self.url + quote_path(path), data=data, headers=headers, method=method)  # noqa: S310  checked by _read_url
 
     def _send(self, request: urllib.request.Request, also: Collection[int]) -> Any:
         request.add_header("Accept", "application/json")

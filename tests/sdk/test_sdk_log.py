@@ -137,8 +137,8 @@ except hydrophone.DaemonNotFound as error:
 
 
 PUBLIC = {
-    "CannotHook", "DaemonFailed", "DaemonNotFound", "DaemonUnreachable", "DictionaryChanged", "HydrophoneError",
-    "InvalidArray", "InvalidOption", "InvalidSite", "LossRecovered", "RequestRefused", "Scope", "SiteNotFound",
+    "CannotHook", "Client", "DaemonFailed", "DaemonNotFound", "DaemonUnreachable", "DictionaryChanged",
+    "HydrophoneError", "InvalidArray", "InvalidOption", "InvalidSite", "LossRecovered", "RequestRefused", "Scope", "SiteNotFound",
     "Status", "Tap", "__version__", "attach", "flush", "log", "loss_recovered",
 }  # fmt: skip
 

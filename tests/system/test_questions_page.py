@@ -32,7 +32,7 @@ def test_the_page_works_from_top_to_bottom(tmp_path):
             run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
             assert run.returncode == 0, (text, run.stdout + run.stderr)
             answers.append(run.stdout)
-    kinds, wrong, probes, requests, features, inspected, found, near, decoded = answers[1:]
+    kinds, wrong, probes, requests, features, inspected, found, firings, near, decoded = answers[1:]
     assert all(item["q"] <= 0.05 for item in json.loads(kinds)["items"])
     assert json.loads(kinds)["items"]
     culprits = [item["index"] for item in json.loads(wrong)["items"]]  # a token may have several features
@@ -43,6 +43,7 @@ def test_the_page_works_from_top_to_bottom(tmp_path):
     assert json.loads(features)["items"][0]["index"] in culprits
     assert json.loads(inspected)["items"]
     assert json.loads(_first(found))["items"][0]["index"] in culprits
+    assert {item["band"] for item in json.loads(firings)["items"]} == {1, 2, 3, 4}
     assert len(json.loads(_first(near))["items"]) == 5
     rows = [item["row"] for item in json.loads(decoded)["items"]]
     assert rows[0] != rows[1]

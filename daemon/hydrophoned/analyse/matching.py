@@ -79,12 +79,18 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    codes: tuple[Codes, Codes], directions: tuple[Tensor, Tensor], request: Tensor, *, seed: int = 0
+    codes: tuple[Codes, Codes],
+    directions: tuple[Tensor, Tensor],
+    request: Tensor,
+    *,
+    first: Tensor | None = None,
+    seed: int = 0,
 ) -> Comparison:
     """Match the features of two dictionaries by their ``codes`` of the same rows and by their decoder rows.
 
     ``directions`` are [F, d] of any norm, ``request`` is int64 [n], the number of the request of each row. Correlations
-    are held in blocks, never F x F. Raises TooLittle, WidthMismatch.
+    are held in blocks, never F x F. ``first``, bool [n], says which rows partners are chosen on, by default those of
+    half the requests; the others are scored on. Raises TooLittle, WidthMismatch.
     """
     (one, other), (W, V) = codes, directions
     n = len(request)
@@ -95,7 +101,8 @@ def compare(
     if W.shape[1] != V.shape[1]:
         raise WidthMismatch(f"dictionaries of rows of width {W.shape[1]} and {V.shape[1]} cannot be compared")
     generator = torch.Generator().manual_seed(seed)
-    first = halves(request, generator)
+    if first is None:
+        first = halves(request, generator)
     compared, choosing, scoring = _parts(one, len(W), first)
     others, its_choosing, its_scoring = _parts(other, len(V), first)
     found = _by_activation((choosing, its_choosing), (scoring, its_scoring), generator)

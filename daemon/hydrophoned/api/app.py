@@ -8,7 +8,18 @@ from typing import Any, Final
 from aiohttp import web
 from hydrophone_schemas.rest import JSON_TYPE
 
-from hydrophoned.api import codes, daemon, dictionaries, features, labels, questions, requests, splits, streams
+from hydrophoned.api import (
+    codes,
+    daemon,
+    dictionaries,
+    features,
+    labels,
+    questions,
+    requests,
+    splits,
+    stability,
+    streams,
+)
 from hydrophoned.api.backend import Backend
 from hydrophoned.api.endpoint import Call, Endpoint, Raw
 from hydrophoned.api.guard import add_security_headers, host_check, time_limit
@@ -34,6 +45,7 @@ ENDPOINTS: Final = (
     *features.ENDPOINTS,
     *labels.ENDPOINTS,
     *splits.ENDPOINTS,
+    *stability.ENDPOINTS,
     *codes.ENDPOINTS,
     *questions.ENDPOINTS,
     *streams.ENDPOINTS,

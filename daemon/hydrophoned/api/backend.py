@@ -18,6 +18,8 @@ from hydrophone_schemas.rest import (
     RerankBody,
     RestModel,
     SelfReport,
+    StabilityRun,
+    StabilityRunBody,
     StreamStatus,
 )
 from numpy.typing import NDArray
@@ -59,6 +61,21 @@ class Answered(NamedTuple):
 
     items: Sequence[RestModel]
     about: Mapping[str, Any]
+
+
+class FoundStability(NamedTuple):
+    """What a twin said of a stream's features: see ``rest.StabilityList``, whose figures ``about`` holds.
+
+    Arrays are of F features by index: ``feature_id``, ``kind`` (a place in ``rest.StabilityKind``), ``correlation`` and
+    ``rank``, by which they are sorted, NaN where unknown, and ``persisted``.
+    """
+
+    about: dict[str, Any]
+    feature_id: NDArray[np.int64]
+    kind: NDArray[np.int8]
+    correlation: NDArray[np.float64]
+    rank: NDArray[np.float64]
+    persisted: NDArray[np.int64]
 
 
 class FeatureQuestions(Protocol):
@@ -179,6 +196,15 @@ class Backend(Protocol):
 
     def labelling(self) -> LabelRun:
         """The run of automatic labelling in progress, or the last one."""
+
+    def start_stability(self, stream_id: str, body: StabilityRunBody) -> StabilityRun:
+        """Begin to learn a twin of the dictionary of a stream that exists.
+
+        Raises :class:`hydrophoned.api.errors.Refused` (409) where one is being learned.
+        """
+
+    def stability(self, stream_id: str) -> tuple[StabilityRun, FoundStability | None]:
+        """The latest run of a stream that exists, and the latest answer."""
 
     def put_outcome(self, request_id: str, model: str, labels: dict[str, Any], time: int, source: str) -> None:
         """Record what the user told of a request; ``time`` is UTC in us."""

@@ -16,6 +16,7 @@ from hydrophoned.api.labels import with_labels
 from hydrophoned.api.problems import parameter_problem
 from hydrophoned.api.ranges import NOTHING, Range, RangePageQuery, RangeQuery, read_range
 from hydrophoned.api.splits import ATTRIBUTE, VALUE, read_split
+from hydrophoned.api.stability import ranks, with_stability
 from hydrophoned.api.steps import StepQuery, stepped
 from hydrophoned.store import FeatureQuery
 
@@ -86,6 +87,10 @@ async def list_features(call: Call) -> Listing:
     only, split = _read_only(query.index), read_split(query)
     # the cursor carries the range it began with: the pages of one list cover the same windows
     order = f"features {status.id} {query.model_dump_json(exclude={'cursor', 'limit', 'format'})}"
+    stability = None
+    if query.sort is rest.Sort.STABILITY:
+        stability, of = await ranks(call, status)
+        order += of  # the pages of one list are of one answer
     if query.cursor is not None:
         cursor = decode_cursor(query.cursor, _FeatureCursor, order)
         covered: Range | None = Range(cursor.since, cursor.until)
@@ -108,10 +113,13 @@ async def list_features(call: Call) -> Listing:
         max_rate=query.max_rate,
         min_max=query.min_max,
         split=split,
+        stability=stability,
     )
     table = await call.reads.run(partial(call.backend.reader.features, status.stream_key, wanted))
     page = _cut(table, query.limit, query.sort.value, covered, order)
-    return Listing(await with_labels(call, status.stream_key, page.table), page.next, covered.about())
+    listed = page.table if stability is None else page.table.drop_columns("stability")
+    listed = await with_stability(call, status, await with_labels(call, status.stream_key, listed))
+    return Listing(listed, page.next, covered.about())
 
 
 async def get_feature(call: Call) -> One:
@@ -121,7 +129,8 @@ async def get_feature(call: Call) -> One:
     covered = await read_range(call, status.stream_key)
     wanted = FeatureQuery(*(covered or (0, 0)), limit=1, features=index + 1, only=[index], split=split)
     table = await call.reads.run(partial(call.backend.reader.features, status.stream_key, wanted))
-    (figures,) = (await with_labels(call, status.stream_key, table)).to_pylist()
+    table = await with_stability(call, status, await with_labels(call, status.stream_key, table))
+    (figures,) = table.to_pylist()
     if figures["last_fired"] is not None:
         figures["last_fired"] = figures["last_fired"].replace(tzinfo=UTC)
     about = covered.about() if covered else NOTHING

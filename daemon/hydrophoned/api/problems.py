@@ -36,6 +36,7 @@ PROBLEMS: Final = {
     "too-little": "There is too little to answer from",
     "not-of-requests": "The probe is not of requests",
     "labelling-in-progress": "Features are being labelled already",
+    "stability-in-progress": "A twin is being learned already",
     "label-endpoint-off": "No model may be asked for labels",
     "body-too-large": "The body is too large",
     "unsupported-media-type": "The body's type is not read here",

@@ -16,12 +16,14 @@ from hydrophone_schemas.rest import (
     LabelRunBody,
     ProducerReport,
     SelfReport,
+    StabilityRun,
+    StabilityRunBody,
     Stage,
     StreamStatus,
 )
 from numpy.typing import NDArray
 
-from hydrophoned.api.backend import ArtefactFiles, EncodedRows, NumberedFeatures, ReconstructedRows
+from hydrophoned.api.backend import ArtefactFiles, EncodedRows, FoundStability, NumberedFeatures, ReconstructedRows
 from hydrophoned.api.errors import Unavailable
 from hydrophoned.ingest.server import IngestServer
 from hydrophoned.learn.learner import StreamLearner
@@ -158,6 +160,14 @@ class DaemonBackend:
     def labelling(self) -> LabelRun:
         """The run in progress, or the last one."""
         return self._daemon.labelling.run
+
+    def start_stability(self, stream_id: str, body: StabilityRunBody) -> StabilityRun:
+        """Begin to learn a twin; raises Refused."""
+        return self._daemon.stability.start(self._stream(stream_id), body)
+
+    def stability(self, stream_id: str) -> tuple[StabilityRun, FoundStability | None]:
+        """The latest run, and the latest answer."""
+        return self._daemon.stability.of(stream_id)
 
     def _stream(self, stream_id: str) -> Stream:
         stream = self._daemon.streams.get(stream_id)

@@ -32,6 +32,7 @@ from hydrophoned.runtime.clock import now_us
 from hydrophoned.runtime.config import Config
 from hydrophoned.runtime.labels import Labelling
 from hydrophoned.runtime.recorder import Recorder
+from hydrophoned.runtime.stability import StabilityRuns
 from hydrophoned.runtime.streams import StreamRegistry
 from hydrophoned.store import Store, StoreReader, StoreWriter
 
@@ -90,6 +91,7 @@ class Daemon:
         )
         self.producers = ProducerRegistry(max_requests=config.ingest.max_requests)
         self.labelling = Labelling(self.reader, self.writer, config.labels, now_us, niceness=config.daemon.nice)
+        self.stability = StabilityRuns(self.streams, now_us, niceness=config.daemon.nice)
         self._durable: dict[str, int] = {}
         self._next_request = 1
         self._checkpointing = asyncio.Lock()
@@ -162,6 +164,7 @@ class Daemon:
             for row in self.reader.latest_attributes(_LATEST_REQUESTS).to_pylist():
                 self.attributes.add(row["request_key"], json.loads(row["attributes"]))
         self.streams.restore(_stream_rows(self.reader))
+        self.stability.restore()
         self._next_request = self.reader.max_request_key() + 1
         saved = load_json(self._producers_file)
         if saved is not None:
@@ -220,6 +223,7 @@ class Daemon:
         """Learn what is queued, checkpoint, end the threads and close the store, within the configured time."""
         limit = self.config.daemon.shutdown_timeout_s
         await self.labelling.close()
+        await self.stability.close()
         try:
             await asyncio.wait_for(self.checkpoint(), limit)
         except TimeoutError:

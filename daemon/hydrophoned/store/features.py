@@ -15,6 +15,7 @@ SORT_KEYS: Final = {
     "std": "std",
     "max": "max",
     "last_fired": "epoch_us(last_fired)",
+    "stability": "stability",
     "index": "index",
 }
 """What features may be sorted by, and the expression that is compared."""
@@ -37,7 +38,8 @@ class FeatureQuery(NamedTuple):
     indices. ``fired`` True keeps those that fired, False those that did not. ``after`` is (sort key, index) of the
     last feature of the page before; a key of None is the end, where unknown values are. Ties are in order of index.
     With ``split`` only rows of that cell are counted; what is not kept by cell is then null: requests, standard
-    deviation, maximum and quantiles.
+    deviation, maximum and quantiles. To sort by stability takes ``stability``: by index the number that is compared,
+    None where it is unknown; it comes back as a column.
     """
 
     since: int
@@ -53,6 +55,7 @@ class FeatureQuery(NamedTuple):
     max_rate: float | None = None
     min_max: float | None = None
     split: SplitCell | None = None
+    stability: Sequence[float | None] | None = None
 
 
 _RANGE: Final = """stream_key = $stream AND window_start >= make_timestamp($since)
@@ -89,7 +92,7 @@ _FEATURES: Final = """
                CASE WHEN "rows" > 0 AND {told} THEN {high} END AS rate_high,
                CASE WHEN "rows" > 0 THEN requests END AS requests, total / nullif(fired, 0) AS mean,
                CASE WHEN squares IS NOT NULL THEN sqrt(greatest(squares / fired - (total / fired) ** 2, 0)) END AS std,
-               max, last_fired, dictionary_version
+               max, last_fired, dictionary_version{stability}
         FROM counted_rows),
     page AS (SELECT * FROM figures WHERE {where} ORDER BY {key} {direction} NULLS LAST, index LIMIT $limit),
     thick AS (
@@ -122,6 +125,10 @@ def features_sql(stream_key: int, query: FeatureQuery) -> tuple[str, dict[str, A
         listed = f"SELECT index FROM ({listed}) WHERE list_contains($only::INTEGER[], index)"  # noqa: S608  constant text
     if query.split is not None:
         values |= query.split._asdict()
+    stability = ""
+    if query.sort == "stability":
+        values["stability"] = list(query.stability or ())
+        stability = ", list_extract($stability::DOUBLE[], index + 1) AS stability"
     source = _ALL_ROWS if query.split is None else _ONE_CELL
     low, high = wilson_sql("fired", '"rows"')
     statement = _FEATURES.format(
@@ -132,6 +139,7 @@ def features_sql(stream_key: int, query: FeatureQuery) -> tuple[str, dict[str, A
         high=high,
         where=" AND ".join(_conditions(query, key, values)) or "true",
         key=key,
+        stability=stability,
         direction="DESC" if query.descending else "ASC",
         sketched="true" if query.split is None else "false",
         fewest_fired=FEWEST_FIRED,

@@ -19,6 +19,7 @@ from hydrophoned.store.versions import (
     feature_at_sql,
     feature_of_id_sql,
     matches_sql,
+    standing_sql,
     versions_sql,
 )
 from hydrophoned.store.windows import WindowRange, series_of_id_sql, series_sql, windows_sql
@@ -191,6 +192,10 @@ class StoreReader:
         """Id of the feature at an index in a version, and the version it was born in; None where it is not known."""
         table = self._query(*feature_at_sql(stream_key, index, version))
         return (table["feature_id"][0].as_py(), table["born_version"][0].as_py()) if table.num_rows else None
+
+    def standing(self, stream_key: int, indices: Sequence[int], version: int) -> pa.Table:
+        """Index, feature_id and born_version of the features at ``indices`` in a version, in order; null: unknown."""
+        return self._query(*standing_sql(stream_key, indices, version))
 
     def feature_of_id(self, stream_key: int, feature_id: int) -> dict[str, Any] | None:
         """Where a feature stands: index, state, version (in which that began) and born_version; None of no such id."""

@@ -36,6 +36,18 @@ _AT_INDEX: Final = """
     SELECT feature_id, min(dictionary_version) AS born_version
     FROM feature JOIN here USING (feature_id) WHERE stream_key = $stream AND state = 'born' GROUP BY feature_id
 """
+_STANDING: Final = """
+    WITH asked AS (SELECT unnest($indices::INTEGER[]) AS feature, generate_subscripts($indices::INTEGER[], 1) AS place),
+    here AS (
+        SELECT feature, arg_max(feature_id, dictionary_version) AS feature_id
+        FROM feature SEMI JOIN asked USING (feature)
+        WHERE stream_key = $stream AND state <> 'lost' AND dictionary_version <= $version GROUP BY feature),
+    births AS (
+        SELECT feature_id, min(dictionary_version) AS born_version FROM feature SEMI JOIN here USING (feature_id)
+        WHERE stream_key = $stream AND state = 'born' GROUP BY feature_id)
+    SELECT feature AS index, feature_id, born_version
+    FROM asked LEFT JOIN here USING (feature) LEFT JOIN births USING (feature_id) ORDER BY place
+"""
 _OF_ID: Final = """
     SELECT arg_max(feature, dictionary_version) AS index, arg_max(state, dictionary_version) AS state,
            max(dictionary_version) AS version, min(dictionary_version) AS born_version
@@ -91,6 +103,11 @@ def matches_sql(stream_key: int, query: MatchQuery) -> tuple[str, dict[str, Any]
 def feature_at_sql(stream_key: int, index: int, version: int) -> tuple[str, dict[str, Any]]:
     """Statement and parameters of ``StoreReader.feature_at``."""
     return _AT_INDEX, {"stream": stream_key, "index": index, "version": version}
+
+
+def standing_sql(stream_key: int, indices: Sequence[int], version: int) -> tuple[str, dict[str, Any]]:
+    """Statement and parameters of ``StoreReader.standing``."""
+    return _STANDING, {"stream": stream_key, "indices": list(indices), "version": version}
 
 
 def feature_of_id_sql(stream_key: int, feature_id: int) -> tuple[str, dict[str, Any]]:

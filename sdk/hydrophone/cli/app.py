@@ -39,7 +39,7 @@ Since = Annotated[
 ]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="End here; default the last closed window.")]
 Stream = Annotated[str, typer.Argument(metavar="STREAM", help="Id of a stream, name@version/site.")]
-Sort = Literal["rate", "fired", "mean", "std", "max", "last_fired", "index"]
+Sort = Literal["rate", "rate_low", "fired", "requests", "mean", "std", "max", "last_fired", "stability", "index"]
 _URL: Final = f"http://{DEFAULT_HTTP}"
 
 

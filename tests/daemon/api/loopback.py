@@ -17,6 +17,8 @@ from hydrophone_schemas.rest import (
     LabelRunState,
     ProducerReport,
     SelfReport,
+    StabilityRun,
+    StabilityState,
     Stage,
     StreamStatus,
 )
@@ -51,6 +53,7 @@ class StoreBackend:
         self.outcomes: list[tuple] = []
         self.events = {"frames_bad": 3}
         self.run = LabelRun(state=LabelRunState.IDLE)
+        self.twins: dict[str, tuple] = {}
         self.live = {stream.id: self._status(stream) for stream in generated}
 
     def _status(self, stream: GeneratedStream) -> StreamStatus:
@@ -124,6 +127,20 @@ class StoreBackend:
 
     def labelling(self) -> LabelRun:
         return self.run
+
+    def start_stability(self, stream_id: str, body: object) -> StabilityRun:
+        """A run that never ends."""
+        assert body.passes
+        if any(run.state is StabilityState.RUNNING for run, _ in self.twins.values()):
+            raise Refused(409, "stability-in-progress", "a twin is being learned")
+        now = datetime.fromtimestamp(self.time / SECOND, UTC)
+        run = StabilityRun(state=StabilityState.RUNNING, stream=stream_id, started=now)
+        self.twins[stream_id] = run, self.stability(stream_id)[1]
+        return run
+
+    def stability(self, stream_id: str) -> tuple:
+        """What the test put into ``twins``."""
+        return self.twins.get(stream_id, (StabilityRun(state=StabilityState.NONE, stream=stream_id), None))
 
     def put_outcome(self, request_id: str, model: str, labels: dict, time: int, source: str) -> None:
         self.outcomes.append((request_id, model, labels, time, source))

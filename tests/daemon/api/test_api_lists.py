@@ -43,7 +43,7 @@ def without_empty_maps(value):
 
 
 def expected_features(stream, since=0, until=1 << 60):
-    unlabelled = {"label": None, "label_source": None, "label_score": None}
+    unlabelled = {"label": None, "label_source": None, "label_score": None, "stability": None, "persisted": None}
     return [
         item
         | {"last_fired": iso(item["last_fired"]), "dictionary_version": 1 if item["last_fired"] else None}
