@@ -138,8 +138,8 @@ except hydrophone.DaemonNotFound as error:
 
 PUBLIC = {
     "CannotHook", "Client", "DaemonFailed", "DaemonNotFound", "DaemonUnreachable", "DictionaryChanged",
-    "HydrophoneError", "InvalidArray", "InvalidOption", "InvalidSite", "LossRecovered", "RequestRefused", "Scope", "SiteNotFound",
-    "Status", "Tap", "__version__", "attach", "flush", "log", "loss_recovered",
+    "HydrophoneError", "InvalidArray", "InvalidOption", "InvalidSite", "LossRecovered", "RequestRefused", "Scope",
+    "SiteNotFound", "Status", "Tap", "__version__", "attach", "flush", "log", "loss_recovered",
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Endpoints of stability: whether features last over versions and come back in a twin of their dictionary."""
 
+from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
@@ -101,15 +102,20 @@ async def ranks(call: Call, status: rest.StreamStatus) -> tuple[list[float | Non
     _, found = call.backend.stability(status.id)
     if found is None or not status.features:
         return [None] * (status.features or 0), "none"
-    standing = await _standing(call, status, list(range(status.features)))
-    known = [
-        float(found.rank[index]) if _is_of(found, index, feature_id) and not np.isnan(found.rank[index]) else None
-        for index, feature_id in enumerate(standing["feature_id"].to_pylist())
-    ]
-    return known, str(found.about["time"])
+    standing = await _standing(call, status, range(status.features))
+    return await call.reads.run(partial(_known, found, standing)), str(found.about["time"])
 
 
-async def _standing(call: Call, status: rest.StreamStatus, indices: list[int]) -> pa.Table:
+def _known(found: FoundStability, standing: pa.Table) -> list[float | None]:
+    """``found.rank``, None of features that are unknown, or where another one stands now."""
+    ids = standing["feature_id"].fill_null(-1).to_numpy()
+    count = min(len(ids), len(found.rank))  # a dictionary may have been of another size
+    known = (ids[:count] == found.feature_id[:count]) & ~np.isnan(found.rank[:count])
+    ranks = [rank if is_known else None for rank, is_known in zip(found.rank.tolist(), known.tolist(), strict=False)]
+    return ranks + [None] * (len(ids) - count)
+
+
+async def _standing(call: Call, status: rest.StreamStatus, indices: Sequence[int]) -> pa.Table:
     version = status.dictionary_version or 0
     return await call.reads.run(partial(call.backend.reader.standing, status.stream_key, indices, version))
 

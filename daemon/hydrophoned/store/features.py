@@ -93,7 +93,7 @@ _FEATURES: Final = """
                CASE WHEN "rows" > 0 THEN requests END AS requests, total / nullif(fired, 0) AS mean,
                CASE WHEN squares IS NOT NULL THEN sqrt(greatest(squares / fired - (total / fired) ** 2, 0)) END AS std,
                max, last_fired, dictionary_version{stability}
-        FROM counted_rows),
+        FROM counted_rows{asked}),
     page AS (SELECT * FROM figures WHERE {where} ORDER BY {key} {direction} NULLS LAST, index LIMIT $limit),
     thick AS (
         SELECT index FROM page
@@ -125,10 +125,7 @@ def features_sql(stream_key: int, query: FeatureQuery) -> tuple[str, dict[str, A
         listed = f"SELECT index FROM ({listed}) WHERE list_contains($only::INTEGER[], index)"  # noqa: S608  constant text
     if query.split is not None:
         values |= query.split._asdict()
-    stability = ""
-    if query.sort == "stability":
-        values["stability"] = list(query.stability or ())
-        stability = ", list_extract($stability::DOUBLE[], index + 1) AS stability"
+    by_stability = query.sort == "stability"  # of a table ``asked``, by index
     source = _ALL_ROWS if query.split is None else _ONE_CELL
     low, high = wilson_sql("fired", '"rows"')
     statement = _FEATURES.format(
@@ -139,7 +136,8 @@ def features_sql(stream_key: int, query: FeatureQuery) -> tuple[str, dict[str, A
         high=high,
         where=" AND ".join(_conditions(query, key, values)) or "true",
         key=key,
-        stability=stability,
+        stability=", stability" if by_stability else "",
+        asked=" LEFT JOIN asked USING (index)" if by_stability else "",
         direction="DESC" if query.descending else "ASC",
         sketched="true" if query.split is None else "false",
         fewest_fired=FEWEST_FIRED,

@@ -82,7 +82,13 @@ class StoreReader:
 
     def features(self, stream_key: int, query: FeatureQuery) -> pa.Table:
         """Features over a range of windows: the columns of ``rest.Feature``. Raises :class:`BadQuery`."""
-        return self._query(*features_sql(stream_key, query))
+        asked = None
+        if query.sort == "stability":
+            known = query.stability or ()
+            asked = pa.table(
+                {"index": pa.array(range(len(known)), pa.int32()), "stability": pa.array(known, pa.float64())}
+            )
+        return self._query(*features_sql(stream_key, query), asked=asked)
 
     def quantiles(
         self, stream_key: int, feature: int, quantiles: Sequence[float], *, since: int, until: int
@@ -195,7 +201,8 @@ class StoreReader:
 
     def standing(self, stream_key: int, indices: Sequence[int], version: int) -> pa.Table:
         """Index, feature_id and born_version of the features at ``indices`` in a version, in order; null: unknown."""
-        return self._query(*standing_sql(stream_key, indices, version))
+        asked = pa.table({"feature": pa.array(indices, pa.int32()), "place": range(len(indices))})
+        return self._query(*standing_sql(stream_key, version), asked=asked)
 
     def feature_of_id(self, stream_key: int, feature_id: int) -> dict[str, Any] | None:
         """Where a feature stands: index, state, version (in which that began) and born_version; None of no such id."""

@@ -37,8 +37,7 @@ _AT_INDEX: Final = """
     FROM feature JOIN here USING (feature_id) WHERE stream_key = $stream AND state = 'born' GROUP BY feature_id
 """
 _STANDING: Final = """
-    WITH asked AS (SELECT unnest($indices::INTEGER[]) AS feature, generate_subscripts($indices::INTEGER[], 1) AS place),
-    here AS (
+    WITH here AS (
         SELECT feature, arg_max(feature_id, dictionary_version) AS feature_id
         FROM feature SEMI JOIN asked USING (feature)
         WHERE stream_key = $stream AND state <> 'lost' AND dictionary_version <= $version GROUP BY feature),
@@ -105,9 +104,9 @@ def feature_at_sql(stream_key: int, index: int, version: int) -> tuple[str, dict
     return _AT_INDEX, {"stream": stream_key, "index": index, "version": version}
 
 
-def standing_sql(stream_key: int, indices: Sequence[int], version: int) -> tuple[str, dict[str, Any]]:
-    """Statement and parameters of ``StoreReader.standing``."""
-    return _STANDING, {"stream": stream_key, "indices": list(indices), "version": version}
+def standing_sql(stream_key: int, version: int) -> tuple[str, dict[str, Any]]:
+    """Statement and parameters of ``StoreReader.standing``; it reads a table ``asked`` of ``feature`` and ``place``."""
+    return _STANDING, {"stream": stream_key, "version": version}
 
 
 def feature_of_id_sql(stream_key: int, feature_id: int) -> tuple[str, dict[str, Any]]:
