@@ -56,6 +56,14 @@ class Client:
         """Features that fire together with one, ``by`` npmi or count."""
         return self._get(_of(stream, f"features/{index}/partners"), **query)
 
+    def firings(self, stream: str, index: int, **query: Any) -> Document:
+        """Rows on which a feature fired, ``by`` band (weak ones, too) or random, of a uniform sample."""
+        return self._get(_of(stream, f"features/{index}/firings"), **query)
+
+    def versions(self, stream: str, **query: Any) -> Document:
+        """A page of the published versions of a stream's dictionary, the newest first."""
+        return self._get(_of(stream, "versions"), **query)
+
     # -- questions ----------------------------------------------------------------------------------------------
 
     def search(self, stream: str, **body: Any) -> Document:
@@ -73,6 +81,18 @@ class Client:
     def probe(self, stream: str, name: str, **body: Any) -> Document:
         """Find, and store under ``name``, the few features that tell one of ``outcomes``, ``tokens`` and ``pieces``."""
         return self._ask(stream, "probes", {"name": name} | body)
+
+    def rerank(self, stream: str, **body: Any) -> Document:
+        """Requests in order of a stored ``probe``, or features in order of ``outcomes``."""
+        return self._ask(stream, "rerank", body)
+
+    def encode(self, stream: str, rows: Any) -> Document:
+        """Codes of rows [n, d]."""
+        return self._ask(stream, "encode", {"rows": rows})
+
+    def decode(self, stream: str, codes: list[Document]) -> Document:
+        """Rows of codes, each ``{"index": [...], "value": [...]}``."""
+        return self._ask(stream, "decode", {"codes": codes})
 
     # -- labels -------------------------------------------------------------------------------------------------
 

@@ -69,6 +69,18 @@ def test_streams_and_features(client):
     assert index not in {one["index"] for one in near}
     assert len(near) <= 4
     assert "items" in client.partners(STREAM, index, by="count")
+    fired = read(rest.FiringList, client.firings(STREAM, index, by="random", limit=5))
+    assert len(fired.items) == min(5, fired.fired) > 0
+    assert [one["version"] for one in client.versions(STREAM)["items"]][-1] == 1
+
+
+def test_rows_are_encoded_and_decoded(client):
+    x = Model()(torch.tensor([7, 8])).detach()
+    codes = client.encode(STREAM, x)["items"]
+    given = [{name: code[name] for name in ("index", "value")} for code in codes]
+    rebuilt = np.array([item["row"] for item in client.decode(STREAM, given)["items"]])
+    assert rebuilt.shape == x.shape
+    assert np.square(rebuilt - x.numpy()).sum() < 0.5 * np.square(x.numpy()).sum()
 
 
 def test_rows_of_a_token_find_its_features(client):
@@ -91,6 +103,8 @@ def test_two_kinds_of_requests_are_told_apart(client):
     assert client.contrast(STREAM, kinds[0], max_q=0.05, limit=5)["items"]  # against all others
     probes = client.probe(STREAM, "odd", outcomes={"odd": True}, sizes=[1, 4])
     assert {one.name for one in read(rest.ProbeList, probes).items} == {"odd"}
+    best = client.rerank(STREAM, probe="odd", requests=["r/100", "r/101"])["items"]
+    assert [one["request"] for one in best] == ["r/101", "r/100"]
 
 
 def test_a_label_is_given_and_listed(client):

@@ -22,7 +22,7 @@ from torch import Tensor
 from hydrophoned.analyse.errors import AnalysisError, TooLittle
 from hydrophoned.analyse.stability import Stability, see, stability
 from hydrophoned.api.backend import FoundStability
-from hydrophoned.api.errors import Refused
+from hydrophoned.api.errors import Refused, Unavailable
 from hydrophoned.api.times import to_datetime
 from hydrophoned.learn.errors import CheckpointError
 from hydrophoned.learn.learner import StreamLearner
@@ -116,18 +116,15 @@ class StabilityRuns:
     async def _run(self, stream: Stream, body: StabilityRunBody) -> None:
         state, problem = StabilityState.FAILED, "the daemon is shutting down"
         try:
-            asked = asyncio.wrap_future(stream.worker.call(copied, after_queued=False))
-            taken = await asyncio.wait_for(asked, _ASK_SECONDS)
+            taken = await _copy(stream)
             work = partial(self._answer, stream.id, taken, body)
             del taken  # the thread lets go of what it no longer needs
             self._found[stream.id] = await asyncio.get_running_loop().run_in_executor(self._pool, work)
             state, problem = StabilityState.DONE, ""
         except _Ending:
             pass
-        except AnalysisError as error:
+        except (AnalysisError, Unavailable) as error:
             problem = str(error)
-        except (TimeoutError, RuntimeError) as error:
-            problem = f"the learner of {stream.id} did not answer: {error or 'it is busy'}"
         except Exception as error:  # noqa: BLE001  nobody waits for this task: what went wrong is logged and shown
             _log.exception("the stability of %s could not be found", stream.id)
             problem = f"{type(error).__name__}: {error}; the daemon's log has the cause"
@@ -161,6 +158,15 @@ class StabilityRuns:
 
     def _file(self, stream_id: str) -> Path:
         return self._streams.versions(stream_id).with_name(_FILE)
+
+
+async def _copy(stream: Stream) -> Copied:
+    """What the twin needs; raises Unavailable where the learner does not answer in time, and as :func:`copied` does."""
+    asked = asyncio.wrap_future(stream.worker.call(copied, after_queued=False))
+    try:
+        return await asyncio.wait_for(asked, _ASK_SECONDS)
+    except (TimeoutError, RuntimeError) as error:
+        raise Unavailable(f"the learner of {stream.id} did not answer: {error or 'it is busy'}") from error
 
 
 def copied(learner: StreamLearner) -> Copied:

@@ -227,3 +227,15 @@ def test_the_running_daemon_s_api_sees_it(tmp_path):
         assert backend.stability(STREAM)[1] is daemon.stability.of(STREAM)[1]
 
     in_daemon(tmp_path, scenario)
+
+
+def test_a_learner_that_has_ended_does_not_answer(tmp_path):
+    async def scenario(daemon):
+        stream = daemon.streams.get(STREAM)
+        stream.worker.stop()
+        assert await asyncio.to_thread(stream.worker.join, 20)
+        ended, found = await run(daemon)
+        assert (ended.state, found) == (StabilityState.FAILED, None)
+        assert f"the learner of {STREAM} did not answer" in ended.problem
+
+    in_daemon(tmp_path, scenario)
