@@ -128,6 +128,32 @@ def test_a_feature_has_its_course_and_its_examples_with_the_firing_token_marked(
     assert "\x1b" not in text, "a token may not steer the terminal"
 
 
+def test_a_token_finds_its_features(invoke):
+    found = rest.FeatureSearch.model_validate_json(told(invoke("search", STREAM, "--token", "5", "--json"))).items
+    assert found[0].fired > 0
+    lines = told(invoke("search", STREAM, "--piece", " w5", "--limit", "3")).splitlines()
+    assert lines[0].split() == ["feature", "score", "rate", "precision", "fired", "label"]
+    assert int(lines[1].split()[0]) == found[0].index
+    assert "no features" in told(invoke("search", STREAM, "--token", "999"))
+    assert "give one of" in invoke("search", STREAM).output
+    assert invoke("search", STREAM, "--token", "5", "--label", "x").exit_code == 2
+
+
+def test_two_kinds_of_the_same_traffic_do_not_differ(invoke):
+    sets = ["contrast", STREAM, "--a", "kind=odd", "--b", "kind=[even]"]
+    answer = rest.Contrast.model_validate_json(told(invoke(*sets, "--json")))
+    assert answer.items == []
+    assert answer.requests_a > 10
+    text = told(invoke(*sets))
+    assert text.startswith("no feature differs")
+    assert f"{answer.requests_a:,} requests of A" in text
+    shown = told(invoke(*sets, "--max-q", "1", "--limit", "2")).splitlines()
+    assert shown[0].split() == ["feature", "rate", "A", "rate", "B", "effect", "q", "label"]
+    wrong = invoke("contrast", STREAM, "--a", "odd")
+    assert wrong.exit_code == 2
+    assert "NAME=VALUE" in wrong.output
+
+
 def test_a_request_has_rows_text_and_outcomes(invoke):
     text = told(invoke("request", "r/3"))
     assert text.startswith("r/3  toy@1, began ")

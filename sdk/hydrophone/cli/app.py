@@ -140,6 +140,67 @@ def feature(
 
 
 @app.command()
+def search(
+    stream: Stream,
+    *,
+    label: Annotated[str | None, typer.Option(metavar="TEXT", help="Features whose label holds this.")] = None,
+    token: Annotated[int | None, typer.Option(metavar="ID", help="Features that fire on this token id.")] = None,
+    piece: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Features that fire on this token string, its spaces included.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Features of requests whose text holds this.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Features to list at most.")] = 10,
+    url: Url = _URL,
+    as_json: AsJson = False,
+) -> None:
+    """Find the features of a label, a token, a token string or a text: one of these."""
+    given = {"label": label, "token": token, "piece": piece, "text": text}
+    body = {name: value for name, value in given.items() if value is not None}
+    if len(body) != 1:
+        raise typer.BadParameter("give one of --label, --token, --piece and --text", param_hint="search")
+    with _asking(url) as api:
+        answer = api.post(f"/v1/streams/{stream}/features:search", body | {"limit": limit})
+    _print(answer, show.search, as_json=as_json)
+
+
+@app.command()
+def contrast(
+    stream: Stream,
+    a: Annotated[
+        list[str],
+        typer.Option("--a", metavar="NAME=VALUE", help="Attribute of the requests of set A; may be repeated."),
+    ],
+    *,
+    b: Annotated[
+        list[str] | None,
+        typer.Option("--b", metavar="NAME=VALUE", help="Attribute of those of set B; by default all other requests."),
+    ] = None,
+    max_q: Annotated[float, typer.Option(min=0.0, max=1.0, help="Only features with at most this q-value.")] = 0.05,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Features to list at most.")] = 20,
+    url: Url = _URL,
+    as_json: AsJson = False,
+) -> None:
+    """Tell which features differ between two sets of requests; the unit is the request."""
+    body = {"a": {"attributes": _attributes(a, "--a")}, "max_q": max_q, "limit": limit}
+    if b:
+        body["b"] = {"attributes": _attributes(b, "--b")}
+    with _asking(url) as api:
+        answer = api.post(f"/v1/streams/{stream}/contrast", body)
+    _print(answer, show.contrast, as_json=as_json)
+
+
+def _attributes(given: list[str], option: str) -> dict[str, str]:
+    """``NAME=VALUE`` pairs; ends the command where one is none."""
+    pairs = [text.partition("=") for text in given]
+    wrong = [text for text, (name, sign, _) in zip(given, pairs, strict=True) if not (name and sign)]
+    if wrong:
+        raise typer.BadParameter(f"{wrong[0]!r} is not NAME=VALUE, such as tenant=acme", param_hint=option)
+    return {name: value for name, _, value in pairs}
+
+
+@app.command()
 def request(
     request_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the request.")],
     *,

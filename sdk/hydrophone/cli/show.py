@@ -93,6 +93,45 @@ def features(screen: Screen, answer: Answer) -> None:
     screen.line((f"of {answer['items'][0]['rows']:,} rows, {_range(answer)}{more}", "dim"))
 
 
+def search(screen: Screen, answer: Answer) -> None:
+    """One line per feature that was found."""
+    rows: list[Row] = [
+        [
+            Text(str(one["index"]), style="cyan"),
+            number(one["score"], ".3f"),
+            number(one["rate"], ".1%"),
+            number(one["precision"], ".1%"),
+            number(one["fired"]),
+            printable(one["label"] or UNKNOWN),
+        ]
+        for one in answer["items"]
+    ]
+    if not rows:
+        screen.line("no features: none has such a label, or what was asked for is not among the sampled rows")
+        return
+    screen.table(("feature>", "score>", "rate>", "precision>", "fired>", "label"), rows)
+
+
+def contrast(screen: Screen, answer: Answer) -> None:
+    """One line per feature that differs, and of how many requests that is told."""
+    rows: list[Row] = [
+        [
+            Text(str(one["index"]), style="cyan"),
+            number(one["rate_a"], ".3%"),
+            number(one["rate_b"], ".3%"),
+            number(one["effect"], "+.2f"),
+            number(one["q"], ".2g"),
+            printable(one["label"] or UNKNOWN),
+        ]
+        for one in answer["items"]
+    ]
+    if rows:
+        screen.table(("feature>", "rate A>", "rate B>", "effect>", "q>", "label"), rows)
+    else:
+        screen.line("no feature differs that much")
+    screen.line((f"of {answer['requests_a']:,} requests of A and {answer['requests_b']:,} of B", "dim"))
+
+
 def feature(screen: Screen, answer: Answer) -> None:
     """Figures, course and examples of one feature."""
     own = answer["feature"]
