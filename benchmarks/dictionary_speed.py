@@ -14,6 +14,7 @@ from dictionary_data import Rows
 from dictionary_report import Report
 from hydrophoned.learn.metadata import RowMetadata
 from hydrophoned.learn.statistics import FeatureStatistics
+from hydrophoned.learn.window import Scores
 from torch import Tensor
 
 K = 32
@@ -107,12 +108,12 @@ def _stream(trainer: peers.Ours) -> Turn:
     device = torch.device("cpu")
     statistics = FeatureStatistics(dictionary.features, device)
     metadata = RowMetadata.empty(QUALITY_BATCH, device)
+    norms = torch.ones(QUALITY_BATCH)
 
     def stream(x: Tensor) -> None:
         for part in x.split(QUALITY_BATCH):
             codes = dictionary.encode(part)
-            error = dictionary.decode(codes).sub_(part)
-            float(error.square().sum() / (part - part.mean(0)).square().sum())
+            Scores.of(dictionary.misfit(codes, part), norms, codes.value)
             statistics.update(codes, metadata)
 
     return stream

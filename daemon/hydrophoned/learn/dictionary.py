@@ -45,6 +45,10 @@ class Dictionary(Protocol):
         """Rows [n, d] rebuilt from codes."""
         ...
 
+    def misfit(self, codes: Codes, x: Tensor) -> Tensor:
+        """Sums over the rows x [n, d] of ``codes``, float64 [2 + d]: squared error, squared norm, and x by column."""
+        ...
+
     def partial_fit(self, x: Tensor) -> StepReport:
         """One training step on rows x [n, d]."""
         ...

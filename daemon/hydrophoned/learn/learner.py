@@ -438,11 +438,10 @@ class StreamLearner:
 
     def _score(self, y: Tensor, norms: Tensor, metadata: RowMetadata, requests: DistinctRequests, time: int) -> None:
         codes = self.dictionary.encode(y)
-        error = self.dictionary.decode(codes).sub_(y)
         self.statistics.update(codes, metadata, requests)
         self.examples.update(codes, metadata, self.rows_scored)
         self.sample.update(codes, metadata)
-        scores = Scores.of(y, error, norms, codes.value)
+        scores = Scores.of(self.dictionary.misfit(codes, y), norms, codes.value)
         fvu = self.window.add_scores(scores)
         self.rows_scored += len(y)
         if codes.value.shape[1] > self.k:  # rows have differing numbers of active features

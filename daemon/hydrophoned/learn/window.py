@@ -32,17 +32,16 @@ class Scores(NamedTuple):
     row_sum: Tensor
 
     @classmethod
-    def of(cls, y: Tensor, error: Tensor, norms: Tensor, value: Tensor) -> "Scores":
-        """Of normalised y [n, d], their reconstruction error [n, d], norms as captured [n] and codes' values [n, k].
+    def of(cls, misfit: Tensor, norms: Tensor, value: Tensor) -> "Scores":
+        """Of a dictionary's ``misfit`` [2 + d] on n rows, norms as captured [n] and codes' values [n, k].
 
         Everything comes from the device in one piece: a GPU is waited for once.
         """
         active = value > 0
-        counts = active.sum().double(), active.all(1).sum().double()
-        sums = torch.stack([_energy(error), _energy(y), norms.sum(dtype=torch.float64), *counts])
-        told = torch.cat([sums, y.sum(0).double()]).cpu()
-        squared_error, squared_norm, norm_sum, pairs, full = told[:5].tolist()
-        return cls(len(y), squared_error, squared_norm, norm_sum, int(pairs), int(full), told[5:])
+        counts = [norms.sum(dtype=torch.float64), active.sum().double(), active.all(1).sum().double()]
+        told = torch.cat([torch.stack(counts), misfit]).cpu()
+        norm_sum, pairs, full, squared_error, squared_norm = told[:5].tolist()
+        return cls(len(norms), squared_error, squared_norm, norm_sum, int(pairs), int(full), told[5:])
 
 
 class OpenWindow:
@@ -215,12 +214,6 @@ class OpenWindow:
             },
             tables.EXAMPLE,
         )
-
-
-def _energy(rows: Tensor) -> Tensor:
-    """Sum of squares; rows' own sums in float32, the sum over rows in float64."""
-    energy: Tensor = torch.linalg.vector_norm(rows, dim=1).double().square().sum()
-    return energy
 
 
 def _fvu(squared_error: float, squared_norm: float, row_sum: Tensor, rows: int) -> float | None:

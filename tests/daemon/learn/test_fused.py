@@ -180,10 +180,13 @@ def check_reconstruct_and_decode(fused, n, groups, F, d, most):
     with NoWaiting():
         got = fused.reconstruct(pairs, W_dec, target, groups=groups)
         decoded = fused.decode(pairs, W_dec)
+        misfit = fused.misfit(pairs, W_dec, W_dec[0], target) if groups == 1 else None
     for own, other in zip(got, plain.reconstruct(pairs, W_dec, target, groups=groups), strict=True):
         assert own.shape == other.shape
         close(own, other, 4)
     close(decoded, plain.decode(pairs, W_dec))
+    if misfit is not None:
+        torch.testing.assert_close(misfit, plain.misfit(pairs, W_dec, W_dec[0], target), rtol=1e-5, atol=1e-4)
 
 
 def same_latents(own, other):

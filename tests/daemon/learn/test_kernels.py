@@ -343,6 +343,22 @@ def test_reconstruct_and_decode_agree():
 
 
 @compiled
+@THREADS
+@pytest.mark.parametrize(("n", "d"), [(0, 8), (1, 1), (1, 576), (7, 50), (130, 97)])
+def test_misfit(n, d, threads):
+    torch.set_num_threads(threads)
+    generator = seeded(d)
+    W_dec, b_dec, target = (torch.randn(*shape, generator=generator) for shape in ((30, d), (d,), (n, d)))
+    pairs = some_pairs(generator, n, 30)
+    sums = cpu.misfit(pairs, W_dec, b_dec, target)
+    error = dense(pairs, 30).double() @ W_dec.double() + b_dec - target
+    wanted = [error.square().sum(), target.double().square().sum(), *target.double().sum(0)]
+    assert sums.dtype is torch.float64
+    torch.testing.assert_close(sums, torch.stack(wanted), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plain.misfit(pairs, W_dec, b_dec, target), sums, rtol=1e-5, atol=1e-5)
+
+
+@compiled
 def test_a_row_that_is_not_finite_spoils_no_other_reconstruction():
     generator = seeded()
     W_dec, pairs = torch.randn(30, 50, generator=generator), some_pairs(generator, 20, 30, empty=0.0)

@@ -28,6 +28,10 @@ class Kernels(Protocol):
         """Sums of decoder rows."""
         ...
 
+    def misfit(self, pairs: Pairs, W_dec: Tensor, b_dec: Tensor, target: Tensor) -> Tensor:
+        """Sums over rows by which rows rebuilt are judged."""
+        ...
+
     def update(
         self,
         latents: Latents,

@@ -101,6 +101,7 @@ void collect(const T *p, const float *bias, int features, float threshold, int k
     __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i next = _mm512_set1_epi32(LANES);
     for (; j + LANES <= features; j += LANES, place = _mm512_add_epi32(place, next)) {
+        __builtin_prefetch(p + features + j);  // the next row
         __m512 value = _mm512_add_ps(wide(p + j), _mm512_loadu_ps(bias + j));
         __mmask16 above = _mm512_cmp_ps_mask(value, bound, _CMP_GT_OQ);
         if (!above) continue;
@@ -301,7 +302,7 @@ inline float direction(float gradient, float &m, float &v, const Adam &adam) {
 
 extern "C" {
 
-int hydrophone_kernels_version() { return 2; }
+int hydrophone_kernels_version() { return 3; }
 
 void hydrophone_topk(const void *p, int half, const float *bias, int64_t n, int features, int k, int32_t *index,
                      float *value, int threads) {
@@ -350,6 +351,32 @@ void hydrophone_reconstruct(const int64_t *offsets, const int32_t *index, const 
             for (int64_t j = at[g]; j < at[g + 1]; ++j) slope[j] = dot(by, w_dec + int64_t(index[j]) * width, width);
         }
     }
+}
+
+// sums[0]: squared error of the rows rebuilt, sums[1]: squared norm of the target, then the target's sum by column.
+// Returns 0, or 1 when there was no memory.
+int hydrophone_misfit(const int64_t *offsets, const int32_t *index, const float *value, const float *w_dec,
+                      const float *b_dec, const float *target, int64_t n, int width, double *sums, int threads) {
+    std::unique_ptr<double[]> parts(new (std::nothrow) double[size_t(threads) * (width + 2)]());
+    std::unique_ptr<float[]> errors(new (std::nothrow) float[size_t(threads) * (width + LANES)]);
+    if (!parts || !errors) return 1;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int part = 0; part < threads; ++part) {
+        double *own = parts.get() + size_t(part) * (width + 2);
+        float *error = errors.get() + size_t(part) * (width + LANES);
+        for (int64_t i = n * part / threads; i < n * (part + 1) / threads; ++i) {
+            const float *row = target + i * width;
+            for (int c = 0; c < width; ++c) error[c] = b_dec[c] - row[c];
+            gather(error, index + offsets[i], value + offsets[i], offsets[i + 1] - offsets[i], w_dec, width);
+            own[0] += dot(error, error, width);
+            own[1] += dot(row, row, width);
+            for (int c = 0; c < width; ++c) own[2 + c] += row[c];
+        }
+    }
+    std::copy_n(parts.get(), width + 2, sums);
+    for (int part = 1; part < threads; ++part)
+        for (int c = 0; c < width + 2; ++c) sums[c] += parts[size_t(part) * (width + 2) + c];
+    return 0;
 }
 
 // Returns 0, or 1 when there was no memory for the sorted pairs.
@@ -406,6 +433,8 @@ int hydrophone_update(const int64_t *offsets, const int32_t *index, const float 
             const Pair *own = pairs.get() + start[f];
             float *wd = w_dec + f * width, *we = w_enc + f * width;
             float *md = m_dec + f * width, *vd = v_dec + f * width, *me = m_enc + f * width, *ve = v_enc + f * width;
+            for (const float *row : {wd, we, md, vd, me, ve})  // needed after the gradients
+                for (int c = 0; c < width; c += LANES) __builtin_prefetch(row + c);
             gradients(own, count, h, x, groups, width, decoder, encoder);
             float bias = 0;
             for (int64_t j = 0; j < count; ++j) bias += own[j].slope;

@@ -16,7 +16,7 @@ from torch import Tensor
 from hydrophoned.learn.kernels import plain
 from hydrophoned.learn.kernels.arrays import Adam, Latents, Pairs
 
-VERSION: Final = 2
+VERSION: Final = 3
 _LEVELS: Final = {"AVX512": ("v4", "v3", "base"), "AVX2": ("v3", "base")}
 
 
@@ -60,6 +60,8 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.hydrophone_above_fill.restype = None
     library.hydrophone_reconstruct.argtypes = [*[pointer] * 5, size, integer, integer, *[pointer] * 3, integer]
     library.hydrophone_reconstruct.restype = None
+    library.hydrophone_misfit.argtypes = [*[pointer] * 6, size, integer, pointer, integer]
+    library.hydrophone_misfit.restype = integer
     numbers = [size, integer, integer, integer, *[real] * 6]
     library.hydrophone_update.argtypes = [*[pointer] * 6, *numbers, integer, *[pointer] * 13, integer]
     library.hydrophone_update.restype = integer
@@ -98,6 +100,15 @@ def reconstruct(pairs: Pairs, W_dec: Tensor, target: Tensor, *, groups: int = 1)
 def decode(pairs: Pairs, W_dec: Tensor) -> Tensor:
     """See :func:`plain.decode`."""
     return plain.decode(pairs, W_dec)
+
+
+def misfit(pairs: Pairs, W_dec: Tensor, b_dec: Tensor, target: Tensor) -> Tensor:
+    """See :func:`plain.misfit`."""
+    n, d = target.shape
+    sums = torch.empty(2 + d, dtype=torch.float64)
+    if _run("misfit", *pairs, W_dec, b_dec, target.contiguous(), n, d, sums):
+        raise MemoryError(f"no memory to sum up rows of width {d}")
+    return sums
 
 
 def update(

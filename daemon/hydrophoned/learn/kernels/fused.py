@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from hydrophoned.learn.kernels.arrays import Adam, Latents, Pairs
-from hydrophoned.learn.kernels.fused_decode import decode, reconstruct
+from hydrophoned.learn.kernels.fused_decode import decode, misfit, reconstruct
 from hydrophoned.learn.kernels.fused_select import OPTIONS, above, jit, topk
 
-__all__ = ["above", "decode", "reconstruct", "topk", "update"]
+__all__ = ["above", "decode", "misfit", "reconstruct", "topk", "update"]
 
 _RUN: Final = 256  # pairs of one latent that are added up ahead, so that no program has more than twice as many to add
 _PROGRAMS: Final = 2048  # of a step, each with its share of the latents and its own sum for b_dec

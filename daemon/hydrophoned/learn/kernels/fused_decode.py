@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hydrophoned.learn.kernels import plain
 from hydrophoned.learn.kernels.arrays import Pairs
 from hydrophoned.learn.kernels.fused_select import OPTIONS, jit
 
@@ -145,6 +146,11 @@ def decode(pairs: Pairs, W_dec: Tensor) -> Tensor:
     with torch.cuda.device(W_dec.get_device()):
         _sums[(segments, triton.cdiv(d, strip))](*_flat(pairs), W_dec, to, d, STRIP=strip, PAIRS=_PAIRS, **OPTIONS)
     return to
+
+
+def misfit(pairs: Pairs, W_dec: Tensor, b_dec: Tensor, target: Tensor) -> Tensor:
+    """See :func:`plain.misfit`. Does not synchronise."""
+    return plain.compared(decode(pairs, W_dec).add_(b_dec), target)
 
 
 def _flat(pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,6 +50,21 @@ def decode(pairs: Pairs, W_dec: Tensor) -> Tensor:
     return _sums(pairs.offsets, pairs.index, pairs.value, W_dec)
 
 
+def misfit(pairs: Pairs, W_dec: Tensor, b_dec: Tensor, target: Tensor) -> Tensor:
+    """How far rows rebuilt from their pairs, decode(pairs) + b_dec, are from ``target`` [n, d]: float64 [2 + d].
+
+    The squared error, then the squared norm and the column sums of ``target``, each summed over rows.
+    """
+    return compared(decode(pairs, W_dec).add_(b_dec), target)
+
+
+def compared(rebuilt: Tensor, target: Tensor) -> Tensor:
+    """The sums of :func:`misfit` for rows that have been rebuilt; these are overwritten."""
+    error = rebuilt.sub_(target)
+    energies = [torch.linalg.vector_norm(rows, dim=1).double().square().sum() for rows in (error, target)]
+    return torch.cat([torch.stack(energies), target.sum(0, dtype=torch.float64)])
+
+
 def update(
     latents: Latents,
     pairs: Pairs,

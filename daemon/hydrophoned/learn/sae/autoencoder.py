@@ -29,6 +29,7 @@ from hydrophoned.learn import kernels
 from hydrophoned.learn.dictionary import Codes, StepReport
 from hydrophoned.learn.errors import CheckpointError, WidthMismatch
 from hydrophoned.learn.kernels import Adam, Latents, Pairs
+from hydrophoned.learn.kernels.product import product
 from hydrophoned.learn.placement import move
 from hydrophoned.learn.sae.auxiliary import dead_pairs
 from hydrophoned.learn.sae.config import DictionaryConfig
@@ -39,6 +40,7 @@ from hydrophoned.learn.sae.variants import make_variant
 _SCALE_ROWS = 1024
 _ALIKE = 0.7
 _HURRY = 10
+_FEW_LATENTS = 256
 _SOME_LATENTS = 4096
 _FEWER = 16
 _WEAKER = 0.5
@@ -124,10 +126,12 @@ class SparseAutoencoder:
 
     def decode(self, codes: Codes) -> Tensor:
         """Rows [n, d] rebuilt from codes: z W_dec + b_dec."""
-        n, k = codes.index.shape
-        offsets = torch.arange(0, n * k + 1, max(k, 1), device=codes.index.device)
-        pairs = Pairs(offsets, codes.index.reshape(-1), codes.value.reshape(-1))
-        return self.kernels.decode(pairs, self.W_dec).add_(self.b_dec)
+        return self.kernels.decode(_pairs(codes), self.W_dec).add_(self.b_dec)
+
+    def misfit(self, codes: Codes, x: Tensor) -> Tensor:
+        """Sums over the rows x [n, d] of ``codes``, float64 [2 + d]: squared error, squared norm, and x by column."""
+        self._check(x)
+        return self.kernels.misfit(_pairs(codes), self.W_dec, self.b_dec, x)
 
     @property
     def dead(self) -> Tensor:
@@ -298,7 +302,7 @@ class SparseAutoencoder:
         self._any_dead = bool(len(dead))
         if not self._any_dead:
             return 0
-        weight = error.square().sum(1).cpu()
+        weight = torch.linalg.vector_norm(error, dim=1).square().cpu()
         # each row revives at most one latent, and of rows that lack the same direction only one counts: many equal
         # latents would fire together and overshoot, most of all where nothing bounds how many do
         most = len(error) // (2 if self.variant.bounded else _FEWER)
@@ -307,13 +311,15 @@ class SparseAutoencoder:
             return 0
         chosen = torch.multinomial(weight, drawn, replacement=False, generator=self.generator).to(error.device)
         direction = _unit(-error[chosen])
-        alike = (direction @ direction.T).tril_(-1).amax(1) > _ALIKE
+        close = direction.bfloat16() if self.latents.W_half is not None else direction
+        alike = (close @ close.T).tril_(-1).amax(1) > _ALIKE
         direction = direction[~alike]
         count = len(direction)
         latents = dead[torch.randperm(len(dead), generator=self.generator)[:count].to(dead.device)]
         living = ~self.dead
-        some = living if bool(living.any()) else torch.ones_like(living)
-        norm = torch.linalg.vector_norm(self.W_enc, dim=1)[some].mean() * (1 if self.variant.bounded else _WEAKER)
+        some = (living if bool(living.any()) else self.dead).nonzero().squeeze(1)
+        some = some[:: max(1, len(some) // _FEW_LATENTS)]
+        norm = torch.linalg.vector_norm(self.W_enc[some], dim=1).mean() * (1 if self.variant.bounded else _WEAKER)
         self.W_dec.index_copy_(0, latents, direction)
         self.W_enc.index_copy_(0, latents, direction * norm)
         alive = not self.variant.bounded and bool(living.any())
@@ -420,11 +426,17 @@ class SparseAutoencoder:
         if len(self._products) < size or self._products.dtype is not rows.dtype:
             self._products = torch.empty(size, dtype=rows.dtype, device=rows.device)
         p = self._products[:size].view(len(rows), self.features)
-        return Batch(torch.mm(rows, encoder.T, out=p), self.latents, self.kernels)
+        return Batch(product(rows, encoder, out=p), self.latents, self.kernels)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.width:
             raise WidthMismatch(f"rows of shape {tuple(x.shape)} given to a dictionary of width {self.width}")
+
+
+def _pairs(codes: Codes) -> Pairs:
+    n, k = codes.index.shape
+    offsets = torch.arange(0, n * k + 1, max(k, 1), device=codes.index.device)
+    return Pairs(offsets, codes.index.reshape(-1), codes.value.reshape(-1))
 
 
 def _unit(rows: Tensor) -> Tensor:
