@@ -42,7 +42,12 @@ def cli_reference() -> str:
     """The page ``docs/reference/cli.md``, in Markdown."""
     runner = CliRunner(env={"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"})
     passed_on = ("serve", "config", "dictionary", "export")
-    own = [name for name in typer.main.get_command(client).commands if name not in passed_on]
+    own = [
+        words
+        for name, command in typer.main.get_command(client).commands.items()
+        if name not in passed_on
+        for words in ([name], *([name, below] for below in getattr(command, "commands", ())))
+    ]
     parts = [CLI_HEAD]
     pages = [(daemon, ["serve"]), (daemon, ["config", "check"]), (daemon, ["config", "show"])]
     pages += [
@@ -50,7 +55,7 @@ def cli_reference() -> str:
         *((daemon, ["dictionary", name]) for name in ("import", "export", "train", "assess", "compare")),
         (daemon, ["export"]),
     ]
-    pages += [(client, [name]) for name in own]
+    pages += [(client, words) for words in own]
     for app, words in pages:
         done = runner.invoke(app, [*words, "--help"], prog_name="hydrophone", terminal_width=WIDTH)
         if done.exit_code:

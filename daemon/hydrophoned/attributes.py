@@ -2,26 +2,34 @@
 
 from collections.abc import Collection, Mapping
 
-CAPACITY = 100_000
+CAPACITY = 50_000
 MAX_TEXT = 200
+MOST = 8
+"""Attributes of a request that are known here; further ones, by their names, are in the store alone."""
 
 
 class RequestAttributes:
-    """The attributes called ``names`` of the latest ``capacity`` requests that have any, as text.
+    """Attributes of the latest ``capacity`` requests that have any, as text.
+
+    Those called ``names`` are kept, and with ``others`` further ones, up to 8 of a request.
 
     One thread writes; any thread may read meanwhile.
     """
 
-    def __init__(self, names: Collection[str], capacity: int = CAPACITY) -> None:
+    def __init__(self, names: Collection[str], capacity: int = CAPACITY, *, others: bool = False) -> None:
         self.names = frozenset(names)
+        self._others = others
         self._capacity = capacity
         self._known: dict[int, dict[str, str]] = {}
 
     def add(self, key: int, attributes: Mapping[str, str | float | bool]) -> None:
         """The request ``key`` was opened with ``attributes``; the one opened longest ago gives way to it."""
+        wanted = [name for name in attributes if name in self.names]
+        if self._others:
+            wanted += sorted(name for name in attributes if name not in self.names)[: max(0, MOST - len(wanted))]
         kept = {
             name: text
-            for name in self.names & attributes.keys()
+            for name in wanted
             if (text := attribute_text(attributes[name]))  # an empty text is as none
         }
         if kept:

@@ -2,61 +2,51 @@
 
 Rules that hold for all of them: a value that is unknown is null, never 0; times are UTC and are written in ISO 8601
 with ``Z``; unknown fields are refused. A list is a page: ``items``, and ``next``, the cursor of the next page or null.
+Those of drift and novelty are in :mod:`.rest_drift`; here all of them are found.
 """
 
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Final, Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
-from pydantic.functional_validators import AfterValidator
+from pydantic import Field, model_validator
 
-JSON_TYPE: Final = "application/json"
-PROBLEM_TYPE: Final = "application/problem+json"
-ARROW_TYPE: Final = "application/vnd.apache.arrow.stream"
-PROBLEM_URN: Final = "urn:hydrophone:problem:"
-"""What every problem's ``type`` begins with; the rest is its name, listed in docs/reference/rest.md."""
-NEXT_KEY: Final = b"hydrophone.next"
-"""Schema metadata of an Arrow answer that holds the cursor of the next page; absent on the last."""
+from hydrophone_schemas.rest_drift import (
+    DetectedAttribute,
+    DetectedFeature,
+    DetectedRequest,
+    Detection,
+    DetectionDetail,
+    DetectionList,
+    DriftBudget,
+    DriftState,
+    DriftStatus,
+    DriftStratum,
+    NovelRequest,
+    NoveltyCluster,
+    NoveltyClusterList,
+    NoveltyList,
+    NoveltyStatus,
+    RebaselineBody,
+    RebaselineSource,
+    Reference,
+    ReferenceList,
+    WatchingDetector,
+)
+from hydrophone_schemas.rest_model import (
+    ARROW_TYPE,
+    JSON_TYPE,
+    NEXT_KEY,
+    PROBLEM_TYPE,
+    PROBLEM_URN,
+    SINGLE,
+    Count,
+    RestModel,
+    Single,
+    Time,
+    format_time,
+)
 
-
-def _require_utc(time: datetime) -> datetime:
-    if time.tzinfo is None:
-        raise ValueError("a time needs its zone: end it with Z or an offset such as +02:00")
-    try:
-        return time.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("a time must lie in the years 1 to 9999 in UTC") from None
-
-
-def format_time(time: datetime) -> str:
-    """ISO 8601 in UTC with ``Z``, microseconds where there are any.
-
-    >>> format_time(datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
-    '2026-01-02T03:04:05Z'
-    """
-    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-Time = Annotated[
-    datetime,
-    AfterValidator(_require_utc),
-    PlainSerializer(format_time, return_type=str, when_used="json"),
-    WithJsonSchema({"type": "string", "format": "date-time"}),
-]
-Count = Annotated[int, Field(ge=0)]
-SINGLE: Final = WithJsonSchema({"type": "number", "format": "float"})
-"""Marks numbers in single precision, which are float32 in Arrow too."""
-Single = Annotated[float, SINGLE]
 Label = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str | None
-
-
-class RestModel(BaseModel):
-    """What every model of the API has: strict types, no unknown fields, no change after it is made."""
-
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, json_schema_serialization_defaults_required=True
-    )
 
 
 class Sort(StrEnum):

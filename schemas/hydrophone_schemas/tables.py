@@ -241,6 +241,100 @@ PROBE: Final = _schema(
 )
 """Sparse linear probes that were asked for."""
 
+REFERENCE: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("stratum", pa.string()),  # part of the stream that it is of; empty of a stream that is not divided
+    ("name", pa.string()),
+    ("version", pa.int32()),  # counts the references of the stratum, whatever their names
+    ("source", pa.string()),  # next, recent or given
+    ("made", TIME),
+    ("units", pa.int64()),  # requests in it, those left out by thinning not counted
+    ("since", TIME),  # first row of the first of them
+    ("until", TIME),  # last row of the last
+    ("units_per_second", pa.float64(), True),
+    ("autocorrelation_time", pa.float64(), True),  # units for which neighbours resemble each other; 1: not at all
+    ("thin", pa.int32()),  # every thin-th unit is looked at
+    ("halves_p", pa.float64(), True),  # p-value that its first and second half are alike
+)
+"""Samples that a stream was compared with, one row when each was taken."""
+
+DETECTION: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("number", pa.int32()),  # counts the drifts of the stream
+    ("stratum", pa.string()),  # part of the stream that drifted; empty of a stream that is not divided
+    ("detector", pa.string()),
+    ("guarantee", pa.string()),  # run_length, asymptotic or none
+    ("time", TIME),  # end of the unit at which the threshold was reached
+    ("unit", pa.int64()),  # units watched until then since the reference was taken
+    ("statistic", pa.float64()),
+    ("threshold", pa.float64()),
+    ("run_length", pa.float64()),  # promised mean number of units between false alarms of the detector
+    ("reference_name", pa.string()),
+    ("reference_version", pa.int32()),
+    ("dictionary_version", pa.int32(), True),  # by which features were told; null before there is one
+    ("change_time", TIME, True),  # estimate of when the change began
+    ("change_low", TIME, True),
+    ("change_high", TIME, True),
+    ("units_after", pa.int64(), True),  # units after the change that were compared with the reference
+    ("shift", pa.float64(), True),  # by how many standard deviations they lie further along the change
+    ("changed_features", pa.int32(), True),  # features with q <= 0.1
+    ("dictionary_changed", pa.bool_()),  # by the time it was found there was a newer version of the dictionary
+)
+"""Drifts, one row when each was found."""
+
+DETECTION_END: Final = _schema(("stream_key", pa.int32()), ("number", pa.int32()), ("time", TIME))
+"""When a drift was over, since no alarm had been raised for a while. Another reference of its stratum ends one, too."""
+
+DETECTION_FEATURE: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("number", pa.int32()),
+    ("rank", pa.int32()),  # 0 changed most
+    ("feature", pa.int32()),
+    ("feature_id", pa.int64(), True),
+    ("rate_before", pa.float64(), True),  # share of the reference's units in which it fired
+    ("rate_after", pa.float64(), True),
+    ("units_before", pa.int64()),
+    ("units_after", pa.int64()),
+    ("effect", pa.float64(), True),
+    ("p", pa.float64(), True),
+    ("q", pa.float64(), True),
+)
+"""The features that changed most in a drift."""
+
+DETECTION_REQUEST: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("number", pa.int32()),
+    ("rank", pa.int32()),
+    ("request_key", pa.int64()),
+    ("score", pa.float64()),
+)
+"""The requests that carry a drift."""
+
+DETECTION_ATTRIBUTE: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("number", pa.int32()),
+    ("attribute", pa.string()),
+    ("value", pa.string()),
+    ("units_before", pa.int64()),  # with this value
+    ("units_after", pa.int64()),
+    ("share_before", pa.float64(), True),  # of the units of which the attribute is known
+    ("share_after", pa.float64(), True),
+    ("share_q", pa.float64(), True),  # that there are as many of them before and after
+    ("shift", pa.float64(), True),  # by how many standard deviations they moved along the change
+    ("elsewhere", pa.float64(), True),  # and the others
+    ("shift_q", pa.float64(), True),  # that these are alike
+)
+"""Attributes of requests in which a drift is concentrated."""
+
+NOVEL_REQUEST: Final = _schema(
+    ("stream_key", pa.int32()),
+    ("request_key", pa.int64()),
+    ("time", TIME),  # of its last row
+    ("p", pa.float64()),  # share of the reference's requests that are as unusual
+    ("reference_version", pa.int32()),
+)
+"""Requests unlike those of the reference."""
+
 TABLES: Final = {
     "stream": STREAM,
     "stream_window": STREAM_WINDOW,
@@ -258,4 +352,11 @@ TABLES: Final = {
     "request_feature": REQUEST_FEATURE,
     "label": LABEL,
     "probe": PROBE,
+    "reference": REFERENCE,
+    "detection": DETECTION,
+    "detection_end": DETECTION_END,
+    "detection_feature": DETECTION_FEATURE,
+    "detection_request": DETECTION_REQUEST,
+    "detection_attribute": DETECTION_ATTRIBUTE,
+    "novel_request": NOVEL_REQUEST,
 }

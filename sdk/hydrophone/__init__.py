@@ -5,10 +5,11 @@
     tap = hydrophone.attach(model, sites=["model.layers.15"])
 
 :func:`attach` hooks a PyTorch model; :func:`log` takes rows from anything else; :func:`loss_recovered` says how much of
-the model's loss a dictionary keeps; :class:`Client` asks the daemon about features. Importing this package imports no
-torch.
+the model's loss a dictionary keeps; :func:`drift.compare` compares two samples; :class:`Client` asks the daemon about
+features. Importing this package imports no torch.
 """
 
+from hydrophone import drift as drift
 from hydrophone.client import Client
 from hydrophone.errors import (
     CannotHook,

@@ -105,6 +105,38 @@ class Client:
         body: Document = self._rest.put(_of(stream, f"features/{index}/label"), {"text": text, "author": author})
         return body
 
+    # -- drift and novelty --------------------------------------------------------------------------------------
+
+    def drift(self, stream: str) -> Document:
+        """The watch over a stream: ``state``, ``budget`` and ``novelty``; references and detectors in ``strata``."""
+        return self._get(_of(stream, "drift"))
+
+    def references(self, stream: str, **query: Any) -> Document:
+        """A page of what a stream was compared with, the latest first."""
+        return self._get(_of(stream, "references"), **query)
+
+    def rebaseline(
+        self, stream: str, source: str = "next", *, name: str = "default", units: int | None = None
+    ) -> Document:
+        """Compare a stream with the ``next`` requests or the most ``recent`` ones from now on; gives the watch then."""
+        return self._ask(stream, "references", {"source": source, "name": name, "units": units})
+
+    def detections(self, **query: Any) -> Document:
+        """A page of the drifts that were found, the latest first: ``stream``, ``since``, ``until`` and so on."""
+        return self._get("/v1/detections", **query)
+
+    def detection(self, stream: str, number: int) -> Document:
+        """One drift, with the features that changed, the requests that carry it, and where it is concentrated."""
+        return self._get(_of(stream, f"detections/{number}"))
+
+    def novelty(self, stream: str, **query: Any) -> Document:
+        """A page of the requests unlike those of the reference, the latest first, and their share."""
+        return self._get(_of(stream, "novelty"), **query)
+
+    def novelty_clusters(self, stream: str) -> Document:
+        """The latest of these in groups that resemble each other."""
+        return self._ask(stream, "novelty:clusters", {})
+
     # -- stability ----------------------------------------------------------------------------------------------
 
     def find_stability(self, stream: str, **body: Any) -> Document:

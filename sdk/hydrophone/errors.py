@@ -5,7 +5,7 @@ HydrophoneError
 +-- InvalidSite       the text of a site is not well formed
 +-- SiteNotFound      no module of the model matches a site; names near matches
 +-- CannotHook        hooks cannot work on this model
-+-- InvalidArray      log() was given an array that is not rows of floats
++-- InvalidArray      log() or drift.compare() was given what it cannot read as rows of numbers, or compare
 +-- DaemonNotFound    no daemon listens and none is installed
 +-- DaemonFailed      an embedded daemon did not start
 +-- DaemonUnreachable nothing answers at the API's address
@@ -35,7 +35,7 @@ class CannotHook(HydrophoneError):  # noqa: N818  named after its cause
 
 
 class InvalidArray(HydrophoneError, ValueError):  # noqa: N818  named after its cause
-    """An array given to ``log`` is not rows of floating point numbers."""
+    """What was given to ``log`` or ``drift.compare`` is not rows of numbers, or not such as can be compared."""
 
 
 class DaemonNotFound(HydrophoneError):  # noqa: N818  named after its cause

@@ -131,6 +131,20 @@ def test_stability_is_found_and_read(client):
     assert [one["index"] for one in listed] == [one.index for one in page.items]
 
 
+def test_the_watch_over_a_stream_is_read_and_given_another_reference(client):
+    told = read(rest.DriftStatus, client.drift(STREAM))
+    assert (told.state, told.drifts) == (rest.DriftState.COLLECTING, 0)
+    (stratum,) = told.strata
+    assert 0 < stratum.collected <= 240
+    assert client.references(STREAM)["items"] == client.detections(stream=STREAM, limit=3)["items"] == []
+    assert read(rest.NoveltyList, client.novelty(STREAM)).items == []
+    with pytest.raises(hydrophone.RequestRefused, match="has no drift 1"):
+        client.detection(STREAM, 1)
+    with pytest.raises(hydrophone.RequestRefused, match="409"):
+        client.rebaseline(STREAM, "recent")  # none is held before there is a reference
+    assert client.rebaseline(STREAM, name="later")["state"] == "collecting"
+
+
 def test_what_is_refused_says_why(client):
     with pytest.raises(hydrophone.RequestRefused, match="did you mean 'limit'"):
         client.features(STREAM, limt=5)

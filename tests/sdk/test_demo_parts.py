@@ -1,7 +1,7 @@
 import io
 
 import pytest
-from hydrophone.demo.corpus import Document, builtin_documents, chunks, read_documents
+from hydrophone.demo.corpus import Document, builtin_documents, chunks, read_documents, turning
 from hydrophone.demo.errors import DemoError
 from hydrophone.demo.figures import Figures, Meter
 from hydrophone.demo.telling import context_line, most_telling
@@ -31,6 +31,20 @@ def test_chunks_alternate_between_kinds_and_repeat_with_the_seed():
     assert first == again
     assert [chunk.kind for chunk in first] == ["a", "b"] * 4
     assert all(16 <= len(chunk.token_ids) <= 32 for chunk in first)
+
+
+def test_text_turns_from_one_kind_to_the_others():
+    documents = [Document(f"{kind}{i}", kind, f"{kind} " * 500) for kind in ("a", "b", "c") for i in range(3)]
+    stream = turning(documents, Words(), 32, 1, turn=160)
+    first = [next(stream) for _ in range(9)]
+    assert [chunk.kind for chunk in first] == ["a"] * 5 + ["b", "c", "b", "c"]
+    assert sorted(chunk.document for chunk in first[:3]) == ["a0", "a1", "a2"]
+    again = turning(documents, Words(), 32, 1, turn=160)
+    assert [next(again) for _ in range(9)] == first
+    alone = turning(documents[:3], Words(), 32, 1, turn=10)
+    assert {next(alone).kind for _ in range(5)} == {"a"}
+    with pytest.raises(DemoError, match="16 tokens"):
+        next(turning([Document("x", "text", "a b c")], Words(), 32, 0, turn=9))
 
 
 def test_text_that_is_too_short_or_missing_is_an_error(tmp_path):

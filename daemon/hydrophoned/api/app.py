@@ -12,6 +12,7 @@ from hydrophoned.api import (
     codes,
     daemon,
     dictionaries,
+    drift,
     features,
     labels,
     questions,
@@ -48,6 +49,7 @@ ENDPOINTS: Final = (
     *stability.ENDPOINTS,
     *codes.ENDPOINTS,
     *questions.ENDPOINTS,
+    *drift.ENDPOINTS,
     *streams.ENDPOINTS,
     *requests.ENDPOINTS,
 )

@@ -7,14 +7,17 @@ import numpy as np
 from hydrophone_schemas.rest import (
     ContrastBody,
     DictionaryQuality,
+    DriftStatus,
     FeatureSearchBody,
     FiringChoice,
     InspectBody,
     LabelRun,
     LabelRunBody,
     NeighbourOrder,
+    NoveltyCluster,
     PartnerOrder,
     ProbeBody,
+    RebaselineBody,
     RerankBody,
     RestModel,
     SelfReport,
@@ -24,7 +27,7 @@ from hydrophone_schemas.rest import (
 )
 from numpy.typing import NDArray
 
-from hydrophoned.store import Label, StoreReader
+from hydrophoned.store import DetectionReader, Label, StoreReader
 
 
 class EncodedRows(NamedTuple):
@@ -118,6 +121,27 @@ class TrafficQuestions(Protocol):
         """Stored probes: ``rest.Probe``."""
 
 
+class DriftQuestions(Protocol):
+    """The watches over streams. All methods are called on the event loop's thread and must not block it."""
+
+    @property
+    def reader(self) -> DetectionReader:
+        """Reads drifts, references and novel requests; the API calls it in threads of its own."""
+
+    def status(self, stream_id: str) -> DriftStatus:
+        """The watch over a stream that exists, as it stands."""
+
+    async def rebaseline(self, stream_id: str, body: RebaselineBody) -> DriftStatus:
+        """Compare a stream that exists with another reference; those that are there at once are stored on return.
+
+        Raises :class:`hydrophoned.api.errors.Refused` (409) where the stream is not watched, or the requests do not do
+        for a reference, and Unavailable when the learner cannot answer now.
+        """
+
+    async def clusters(self, stream_id: str) -> Sequence[NoveltyCluster]:
+        """Groups of the novel requests of a stream that exists; raises as :meth:`rebaseline` does."""
+
+
 class ArtefactFiles(NamedTuple):
     """A version's files as one tar: ``digest`` is that of its weights, ``chunks`` reads ``nbytes`` from the disk."""
 
@@ -145,6 +169,10 @@ class Backend(Protocol):
     @property
     def traffic(self) -> TrafficQuestions:
         """Answers questions about traffic."""
+
+    @property
+    def drift(self) -> DriftQuestions:
+        """The watches over streams, for drift and novelty."""
 
     def now(self) -> int:
         """UTC time in microseconds."""

@@ -40,6 +40,7 @@ PATH_PARAMETERS: Final = {
     "index": (r"[^/]+", "index of the feature, 0..F-1"),
     "version": (r"[^/]+", "number of the dictionary's version"),
     "feature_id": (r"[^/]+", "id of the feature, which stays with it across versions"),
+    "number": (r"[^/]+", "number of the drift, from 1; it counts those of the stream"),
     "id": (r"[^/]+", "id of the request, percent-encoded: any character may stand in it"),
 }
 """Pattern and description of every path parameter."""
@@ -122,7 +123,10 @@ class Call:
 
     def stream(self) -> StreamStatus:
         """The stream named in the path; raises Refused (404)."""
-        name = self.path["stream"]
+        return self.known_stream(self.path["stream"])
+
+    def known_stream(self, name: str) -> StreamStatus:
+        """The stream of the id ``name``; raises Refused (404)."""
         status = self.backend.stream(name)
         if status is None:
             known = [stream.id for stream in self.backend.streams()]
@@ -155,7 +159,8 @@ class Endpoint:
 
     ``answer`` is the model of the JSON answer; ``item``, for a list, that of its items, whose fields are the columns of
     the Arrow answer. ``consumes`` are the media types of a body; JSON is read as ``body``, others come as bytes.
-    ``problems`` are the statuses it may answer besides those that every endpoint may.
+    ``problems`` are the statuses it may answer besides those that every endpoint may, ``also`` those besides ``status``
+    that are no problem.
     """
 
     method: str
@@ -170,6 +175,7 @@ class Endpoint:
     consumes: tuple[str, ...] = ()
     produces: str = JSON_TYPE
     status: int = HTTPStatus.OK
+    also: tuple[int, ...] = ()
     problems: tuple[int, ...] = ()
     stability: str = "stable"
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from hydrophone_schemas.rest import SelfReport, StreamStatus
+from hydrophone_schemas.rest import DriftState, DriftStatus, SelfReport, StreamStatus
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -54,7 +54,9 @@ class _BackendCollector(Collector):
         backend = self._backend
         yield InfoMetricFamily("hydrophone_build", "The daemon", value={"version": backend.version})
         yield GaugeMetricFamily("hydrophone_ready", "1 when the daemon is ready", value=float(not backend.ready()))
-        yield from _of_streams(backend.streams())
+        streams = backend.streams()
+        yield from _of_streams(streams)
+        yield from _of_drift([backend.drift.status(stream.id) for stream in streams])
         yield from _of_process(backend.self_report())
         events = CounterMetricFamily("hydrophone_events", "Events counted by the daemon", labels=["event"])
         for name, count in _bounded(backend.counters()).items():
@@ -83,6 +85,36 @@ def _add(family: CounterMetricFamily | GaugeMetricFamily, streams: list[StreamSt
         value = getattr(stream, name)
         if value is not None:
             family.add_metric([stream.id], value)
+
+
+def _of_drift(watches: list[DriftStatus]) -> Iterator[Metric]:
+    state = GaugeMetricFamily(
+        "hydrophone_drift_state", "1 of the state that the watch is in", labels=["stream", "state"]
+    )
+    found = CounterMetricFamily("hydrophone_detections", "Drifts found", labels=["stream"])
+    of_stratum = ["stream", "stratum"]
+    watched = GaugeMetricFamily("hydrophone_drift_units", "Units watched since the reference", labels=of_stratum)
+    of_detector = [*of_stratum, "detector"]
+    statistic = GaugeMetricFamily("hydrophone_drift_statistic", "Evidence for a change now", labels=of_detector)
+    threshold = GaugeMetricFamily("hydrophone_drift_threshold", "Evidence that raises an alarm", labels=of_detector)
+    novel = GaugeMetricFamily(
+        "hydrophone_novel_share", "Share of requests unlike those of the reference", labels=["stream"]
+    )
+    for watch in watches:
+        for one in DriftState:
+            state.add_metric([watch.stream, one.value], float(watch.state is one))
+        if watch.drifts is not None:
+            found.add_metric([watch.stream], watch.drifts)
+        for stratum in watch.strata:
+            names = [watch.stream, stratum.stratum]
+            watched.add_metric(names, stratum.watched)
+            for detector in stratum.detectors:
+                for family, value in ((statistic, detector.statistic), (threshold, detector.threshold)):
+                    if value is not None:
+                        family.add_metric([*names, detector.name], value)
+        if watch.novelty is not None and watch.novelty.share is not None:
+            novel.add_metric([watch.stream], watch.novelty.share)
+    yield from (state, found, watched, statistic, threshold, novel)
 
 
 def _of_process(report: SelfReport) -> Iterator[Metric]:

@@ -27,6 +27,7 @@ _TAGS: Final = {
     "features": "features of a stream's dictionary",
     "versions": "published versions of a stream's dictionary, and what became of its features",
     "questions": "which features differ, tell, fire together, and what they do in a request",
+    "drift": "whether a stream has changed, since when and in what, and which requests are novel",
     "codes": "rows in, their codes or what these rebuild out",
     "requests": "requests and their outcomes",
     "daemon": "the daemon itself",
@@ -130,7 +131,8 @@ def _responses(endpoint: Endpoint, references: Any) -> dict[str, Any]:
     if endpoint.item is not None:
         content[ARROW_TYPE] = {"schema": _BINARY}
     responses: dict[str, Any] = {
-        str(int(endpoint.status)): {"description": HTTPStatus(endpoint.status).phrase, "content": content}
+        str(int(status)): {"description": HTTPStatus(status).phrase, "content": content}
+        for status in (endpoint.status, *endpoint.also)
     }
     problem = {PROBLEM_TYPE: {"schema": references[Problem, "serialization"]}}
     for status in sorted({*_EVERY, *endpoint.problems}):

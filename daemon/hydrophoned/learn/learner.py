@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +64,18 @@ class Encoded(NamedTuple):
     finite: NDArray[np.bool_]
 
 
+class Listener(Protocol):
+    """What is told of a stream's rows and versions, in the learner's thread. It must not raise."""
+
+    def rows(self, x: Tensor, metadata: RowMetadata) -> None:
+        """Finite rows x [n, d] as captured, without sinks, on the learner's device; metadata in main memory."""
+        ...
+
+    def published(self, version: int) -> None:
+        """The dictionary as it is now was published as ``version``."""
+        ...
+
+
 class Reconstructed(NamedTuple):
     """Rows given from outside, as the dictionary rebuilds them.
 
@@ -121,6 +133,7 @@ class StreamLearner:
         self.identity = FeatureIds()
         self.publication = Publication(stream_key, config, self.trainer, self.reservoir, self.identity)
         self.on_version: Callable[[Artefact], None] | None = None
+        self.listener: Listener | None = None
         self.window = OpenWindow(stream_key, int(config.window_seconds * 1e6), width)
         self.rows_seen = self.rows_sink = self.rows_quarantined = self.rows_late = self.rows_scored = 0
         self.rows_full = 0
@@ -184,6 +197,10 @@ class StreamLearner:
         """What is to be told of versions published since the last call: record batches by table name."""
         published, self._published = self._published, []
         return published
+
+    def tell(self, tables: dict[str, pa.RecordBatch]) -> None:
+        """Hand on tables of a listener's with the next that are taken."""
+        self._published.append(tables)
 
     def publish(self, time: int) -> Published:
         """Publish the dictionary as it is at ``time`` (UTC us); the window ends.
@@ -394,6 +411,8 @@ class StreamLearner:
         if not len(x):
             return
         time = int(metadata.time.max())
+        if self.listener is not None:
+            self.listener.rows(x, metadata)
         requests = DistinctRequests.of(metadata)  # before it leaves main memory
         metadata = metadata.to(self.device)
         y = self.trainer.apply(x)
@@ -422,6 +441,8 @@ class StreamLearner:
         self._published.append(published.tables)
         if self.on_version is not None and published.artefact is not None:
             self.on_version(published.artefact)
+        if self.listener is not None:
+            self.listener.published(published.version)
         return published
 
     def _renormalise(self, x: Tensor) -> None:

@@ -29,12 +29,13 @@ from hydrophoned.ingest.server import IngestServer
 from hydrophoned.learn.learner import StreamLearner
 from hydrophoned.runtime import versions
 from hydrophoned.runtime.clock import now_us
+from hydrophoned.runtime.drift_view import DriftView
 from hydrophoned.runtime.label_evidence import feature_ids
 from hydrophoned.runtime.questions import FeatureQuestions
 from hydrophoned.runtime.streams import Stream
 from hydrophoned.runtime.traffic_questions import TrafficQuestions
 from hydrophoned.runtime.versions import version_row
-from hydrophoned.store import Label, StoreReader, label_table
+from hydrophoned.store import DetectionReader, Label, StoreReader, label_table
 from hydrophoned.store.questions import QuestionReader
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class DaemonBackend:
         asked = QuestionReader(daemon.store)
         self.questions = FeatureQuestions(daemon.streams, asked)
         self.traffic = TrafficQuestions(daemon.streams, asked, daemon.writer, now_us)
+        self.drift = DriftView(daemon.streams, DetectionReader(daemon.store), asked, daemon.writer, self._ask)
 
     @property
     def version(self) -> str:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,16 +25,18 @@ from hydrophoned.ingest.producers import ProducerRegistry
 from hydrophoned.ingest.server import IngestServer
 from hydrophoned.ingest.sink import RequestSpec, StreamSpec
 from hydrophoned.learn.config import LearnerConfig
+from hydrophoned.learn.learner import StreamLearner
 from hydrophoned.rows import Rows
 from hydrophoned.runtime import systemd
 from hydrophoned.runtime.backend import DaemonBackend
-from hydrophoned.runtime.checkpoint import copy_state, load_json, write_json_atomically
+from hydrophoned.runtime.checkpoint import State, copy_state, load_json, write_json_atomically
 from hydrophoned.runtime.clock import now_us
 from hydrophoned.runtime.config import Config
 from hydrophoned.runtime.labels import Labelling
 from hydrophoned.runtime.recorder import Recorder
 from hydrophoned.runtime.stability import StabilityRuns
 from hydrophoned.runtime.streams import StreamRegistry
+from hydrophoned.runtime.worker import LearnerWorker
 from hydrophoned.store import Store, StoreReader, StoreWriter
 
 _log = logging.getLogger(__name__)
@@ -72,7 +75,7 @@ class Daemon:
         self.reader = StoreReader(self.store)
         self.writer = StoreWriter(self.store)
         self.recorder = Recorder(self._put_now)
-        self.attributes = RequestAttributes(config.split_by)
+        self.attributes = RequestAttributes({*config.split_by, *config.drift.strata_by}, others=config.drift.enabled)
         self.streams = StreamRegistry(
             data_dir / "streams",
             self._learner_config,
@@ -88,6 +91,7 @@ class Daemon:
             attributes=self.attributes,
             keep_versions=config.store.keep_versions,
             given=self.reader.last_given,
+            watch_config=config.watch_config,
         )
         self.producers = ProducerRegistry(max_requests=config.ingest.max_requests)
         self.labelling = Labelling(self.reader, self.writer, config.labels, now_us, niceness=config.daemon.nice)
@@ -179,11 +183,8 @@ class Daemon:
             covered = self.producers.received()
             producers = self.producers.state_dict()
             for stream in self.streams:
-                state, config = await asyncio.wrap_future(
-                    stream.worker.call(
-                        lambda learner: (copy_state(learner.state_dict()), learner.config), on_device=False
-                    )
-                )
+                copied = partial(_copied, stream.worker)
+                state, config = await asyncio.wrap_future(stream.worker.call(copied, on_device=False))
                 await asyncio.to_thread(self.streams.save, stream, state, config)
             await self._flush_store()
             document = {"producers": producers, "durable": covered, "next_request": self._next_request}
@@ -268,6 +269,11 @@ class Daemon:
 
     def _learner_config(self, stream_id: str) -> LearnerConfig:
         return self.config.learner_config(stream_id)
+
+
+def _copied(worker: LearnerWorker, learner: StreamLearner) -> tuple[State, LearnerConfig]:
+    """A copy of all that a stream's thread has, and the settings it is of; in that thread."""
+    return copy_state(worker.state_dict(learner)), learner.config
 
 
 async def run(

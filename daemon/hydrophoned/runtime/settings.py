@@ -6,14 +6,16 @@ import os
 import re
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 
 from hydrophone_schemas.places import DEFAULT_HTTP, parse_address, user_socket
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from hydrophoned.detect.config import WatchConfig
 from hydrophoned.learn.config import LearnerConfig, Normalise, Variant
+from hydrophoned.runtime.drift_settings import DriftConfig
+from hydrophoned.runtime.section import Names, Section
 
 PREFIX: Final = "HYDROPHONE_"
 """What the environment variables of all settings begin with."""
@@ -45,28 +47,9 @@ def _read_mode(value: Any) -> Any:
         raise ValueError("must be octal, such as 0660") from None
 
 
-def _read_names(value: Any) -> Any:
-    """Names with commas between, as a flag gives them; what is no text passes unchanged."""
-    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
-
-
 Positive = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, BeforeValidator(read_bytes)]
-Names = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], BeforeValidator(_read_names)]
 Mode = Annotated[int, BeforeValidator(_read_mode), Field(ge=0, le=0o777)]
-
-
-class Section(BaseModel):
-    """What every section has: no unknown keys, no change after loading, ``none`` for what can be absent."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _absent(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, str) and value.lower() == "none" and info.field_name is not None:
-            return None if NoneType in get_args(cls.model_fields[info.field_name].annotation) else value
-        return value
 
 
 def data_home() -> Path:
@@ -366,6 +349,7 @@ class Config(BaseSettings):
     ingest: IngestConfig = Field(default_factory=lambda: IngestConfig.model_validate({}))
     http: HttpConfig = Field(default_factory=lambda: HttpConfig.model_validate({}))
     learn: LearnConfig = Field(default_factory=lambda: LearnConfig.model_validate({}))
+    drift: DriftConfig = Field(default_factory=lambda: DriftConfig.model_validate({}))
     store: StoreConfig = Field(default_factory=lambda: StoreConfig.model_validate({}))
     labels: LabelsConfig = Field(default_factory=lambda: LabelsConfig.model_validate({}))
 
@@ -383,12 +367,17 @@ class Config(BaseSettings):
         values = self.learn_for(stream_id).model_dump()
         return LearnerConfig(**{field.name: values[field.name] for field in dataclass_fields(LearnerConfig)})
 
+    def watch_config(self, stream_id: str) -> WatchConfig | None:
+        """Settings of the watch over one stream; None where it is not watched."""
+        return self.drift.watch_config(self.learn_for(stream_id).seed)
+
 
 SECTIONS: Final[dict[str, type[Section]]] = {
     "daemon": DaemonConfig,
     "ingest": IngestConfig,
     "http": HttpConfig,
     "learn": LearnConfig,
+    "drift": DriftConfig,
     "store": StoreConfig,
     "labels": LabelsConfig,
 }

@@ -16,6 +16,7 @@ _SHOWN_DEFAULTS: Final = {
     "socket_mode": "`0o600`",
     "override": "none",
     "split_by": "none",
+    "strata_by": "none",
 }
 
 

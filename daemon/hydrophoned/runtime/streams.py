@@ -13,6 +13,7 @@ import torch
 from hydrophone_schemas.names import StreamId
 
 from hydrophoned.attributes import RequestAttributes
+from hydrophoned.detect.config import WatchConfig
 from hydrophoned.ingest.errors import StreamConflict, WidthMismatch
 from hydrophoned.ingest.queue import RowQueue
 from hydrophoned.ingest.sink import StreamSpec
@@ -25,6 +26,7 @@ from hydrophoned.runtime.checkpoint import State, load_checkpoint, save_checkpoi
 from hydrophoned.runtime.control import read_control
 from hydrophoned.runtime.placement import settle, step_clock
 from hydrophoned.runtime.versions import Origin, VersionWriter, check_origin, last_given
+from hydrophoned.runtime.watching import WATCH, Watching
 from hydrophoned.runtime.worker import LearnerWorker
 
 _log = logging.getLogger(__name__)
@@ -77,13 +79,16 @@ class StreamRegistry:
         attributes: RequestAttributes | None = None,
         keep_versions: int = 1,
         given: Callable[[int], tuple[int, int]] = lambda _: (0, 1),
+        watch_config: Callable[[str], WatchConfig | None] = lambda _: None,
     ) -> None:
         self._directory, self._learner_config, self._publish, self._now = directory, learner_config, publish, now
         self._device, self._queue_bytes, self._max_streams = device, queue_bytes, max_streams
         self._keep, self._niceness, self._control_file = keep_checkpoints, niceness, control_file
         self._idle_seconds, self._attributes = idle_seconds, attributes
         self._keep_versions, self._given = keep_versions, given
+        self._watch_config = watch_config
         self._version_writer = VersionWriter()
+        self._resumed: dict[str, State] = {}
         self._by_id: dict[str, Stream] = {}
         self._by_key: dict[int, Stream] = {}
 
@@ -161,6 +166,7 @@ class StreamRegistry:
             niceness=self._niceness,
             device=self._device,
             idle_seconds=self._idle_seconds,
+            make_watching=lambda learner: self._make_watching(spec, learner),
         )
         stream = Stream(key, spec, created, worker)
         self._by_id[name] = self._by_key[key] = stream
@@ -186,6 +192,18 @@ class StreamRegistry:
         origin, keep = _origin(spec), self._keep_versions
         learner.on_version = lambda artefact: self._version_writer.put(directory, artefact, name, origin, keep=keep)
         return learner
+
+    def _make_watching(self, spec: StreamSpec, learner: StreamLearner) -> Watching | None:
+        """The stream's watch, resumed from the learner's checkpoint where that holds one."""
+        name = str(spec.id)
+        config = self._watch_config(name)
+        if config is None:
+            return None
+        watching = Watching(name, learner, config, self._attributes)
+        state = self._resumed.pop(name, None)
+        if state is not None:
+            watching.load_state(state)
+        return watching
 
     def _resumed_learner(self, key: int, spec: StreamSpec, device: torch.device) -> StreamLearner:
         config = self._learner_config(str(spec.id))
@@ -214,6 +232,7 @@ class StreamRegistry:
                 key, spec.width, config, device=device, clock=step_clock(device), attributes=self._attributes
             )
             learner.load_state(state)
+            self._resumed[str(spec.id)] = {part: own for part, own in state.items() if part.startswith(WATCH)}
         except (CheckpointError, KeyError) as error:
             aside = folder.with_name(f"{folder.name}.damaged-{self._now()}")
             shutil.move(folder, aside)

@@ -17,7 +17,9 @@ from hydrophoned.ingest.queue import RowQueue
 from hydrophoned.learn.learner import StreamLearner
 from hydrophoned.learn.placement import MAIN_MEMORY
 from hydrophoned.rows import Rows
+from hydrophoned.runtime.checkpoint import State
 from hydrophoned.runtime.placement import Rest, own_queue
+from hydrophoned.runtime.watching import Watching
 
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.25
@@ -30,6 +32,7 @@ class LearnerWorker:
     ``make_learner`` runs in the thread (making a dictionary takes tens of milliseconds); ``publish`` is called there
     with the record batches, by table name, of each closed window and each published version; ``now`` gives UTC
     microseconds. A learner on a GPU leaves it when nothing has needed it for ``idle_seconds`` (0: never).
+    ``make_watching`` makes the stream's watch, which only the thread touches too; without it there is none.
     """
 
     def __init__(
@@ -43,9 +46,11 @@ class LearnerWorker:
         niceness: int = 0,
         device: torch.device = MAIN_MEMORY,
         idle_seconds: float = 0.0,
+        make_watching: Callable[[StreamLearner], Watching | None] | None = None,
     ) -> None:
         self.name = name
         self.queue = queue
+        self.watching: Watching | None = None
         self.rows_in = 0
         self.rows_failed = 0
         self.rows_per_second = 0.0
@@ -55,7 +60,7 @@ class LearnerWorker:
         self._rows_out = 0
         self._last_error = 0.0
         self._make_learner, self._publish, self._now, self._niceness = make_learner, publish, now, niceness
-        self._device = device
+        self._device, self._make_watching = device, make_watching
         self._rest = Rest(name, idle_seconds, time.monotonic())
         self._tasks: deque[tuple[int, Callable[[StreamLearner], Any], Future[Any], bool]] = deque()
         self._stopping = threading.Event()
@@ -112,6 +117,8 @@ class LearnerWorker:
             try:
                 stack.enter_context(own_queue(self._device))
                 learner = self._make_learner()
+                if self._make_watching is not None:
+                    self.watching = self._make_watching(learner)
             except Exception:  # noqa: BLE001  logged; the other streams go on
                 _log.exception(
                     "the learner of %s cannot start; its rows are dropped until the daemon is restarted", self.name
@@ -122,7 +129,7 @@ class LearnerWorker:
         self._fail_remaining()
 
     def _live(self, learner: StreamLearner) -> None:
-        self.status = learner.status()
+        self.status = self._status(learner)
         next_tick = time.monotonic() + _TICK_SECONDS
         seen, since = learner.rows_seen, time.monotonic()
         while not (self._stopping.is_set() and not self._tasks):
@@ -133,15 +140,25 @@ class LearnerWorker:
             now = time.monotonic()
             if now >= next_tick:
                 self._guard(lambda: learner.advance(self._now()), 0)
+                if self.watching is not None:
+                    self.watching.advance(self._now())
                 self._guard(lambda: self._rest.tick(learner, time.monotonic()), 0)
                 rate = (learner.rows_seen - seen) / (now - since)
                 self.rows_per_second += (rate - self.rows_per_second) * 0.25
                 seen, since, next_tick = learner.rows_seen, now, now + _TICK_SECONDS
-                self.status = learner.status()
+                self.status = self._status(learner)
                 self.cpu_seconds = time.thread_time()
                 if rows is None:
                     self.lag_seconds = 0.0 if self.lag_seconds is not None else None
             self._hand_on(learner)
+
+    def state_dict(self, learner: StreamLearner) -> State:
+        """State of the learner and of the watch, to go on exactly; in the thread."""
+        state = learner.state_dict()
+        return state if self.watching is None else state | self.watching.state_dict()
+
+    def _status(self, learner: StreamLearner) -> dict[str, Any]:
+        return learner.status() | {"drift": None if self.watching is None else self.watching.status()}
 
     def _observe(self, learner: StreamLearner, rows: Rows) -> None:
         self._guard(lambda: self._rest.observing(learner, lambda: learner.observe(rows), time.monotonic()), rows.count)
@@ -163,7 +180,7 @@ class LearnerWorker:
             except Exception as error:  # noqa: BLE001  the caller gets it, whatever it is
                 future.set_exception(error)
             else:
-                self.status = learner.status()
+                self.status = self._status(learner)
                 self._hand_on(learner)
                 future.set_result(result)
 

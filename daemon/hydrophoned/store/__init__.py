@@ -4,6 +4,8 @@ Only this package speaks SQL.
 """
 
 from hydrophoned.store.database import Store, StoreSize
+from hydrophoned.store.detections import DetectionReader
+from hydrophoned.store.drift_sql import DetectionQuery, NovelQuery
 from hydrophoned.store.errors import (
     BadQuery,
     BadTable,
@@ -28,6 +30,8 @@ from hydrophoned.store.writer import StoreWriter
 __all__ = [
     "BadQuery",
     "BadTable",
+    "DetectionQuery",
+    "DetectionReader",
     "ExportFailed",
     "ExportRange",
     "Exported",
@@ -35,6 +39,7 @@ __all__ = [
     "Label",
     "LabelQuery",
     "MatchQuery",
+    "NovelQuery",
     "QueryTimeout",
     "Retained",
     "SplitCell",

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from hydrophone_schemas.tables import TABLES
 
 from hydrophoned.store.database import connection_settings
+from hydrophoned.store.drift_sql import OF_DETECTIONS
 from hydrophoned.store.errors import BadTable, ExportFailed, StoreLocked, StoreUnusable
 from hydrophoned.store.lock import StoreLock
 from hydrophoned.store.migrations import MIGRATIONS, check_version
@@ -27,13 +28,16 @@ _REQUESTS: Final = """
     WHERE window_start >= make_timestamp($since) AND window_start < make_timestamp($until)
 """
 _BY_TIME: Final = "{column} >= make_timestamp($since) AND {column} < make_timestamp($until)"
+_SEEN: Final = _BY_TIME.format(column='"time"')
+_OF_DRIFTS: Final = f"(stream_key, number) IN (SELECT stream_key, number FROM detection WHERE {_SEEN})"  # noqa: S608  our own text
 _IN_RANGE: Final = {
     **dict.fromkeys(
         ("stream_window", "feature_window", "stream_split", "feature_split", "request_feature", "request_rows"),
         _BY_TIME.format(column="window_start"),
     ),
-    "example": _BY_TIME.format(column='"time"'),
+    **dict.fromkeys(("example", "detection", "novel_request"), _SEEN),
     **dict.fromkeys(("request", "request_tokens"), f"request_key IN ({_REQUESTS})"),
+    **dict.fromkeys(OF_DETECTIONS[1:], _OF_DRIFTS),
     "outcome": f"request_id IN (SELECT id FROM request WHERE request_key IN ({_REQUESTS}))",  # noqa: S608  our own text
 }
 """Which rows lie in a range of time, by table; the others are small, and the rest cannot be read without them."""
@@ -51,8 +55,9 @@ class Exported(NamedTuple):
 class ExportRange(NamedTuple):
     """What was seen from ``since`` until before ``until``, in us; None is without bound.
 
-    Windows by their start, examples by the time of their row. Requests that started in the range or had rows in it,
-    with their tokens and outcomes.
+    Windows by their start, examples by the time of their row, drifts by when they were found, with all that belongs to
+    them, novel requests by their end. Requests that started in the range or had rows in it, with their tokens and
+    outcomes.
     """
 
     since: int | None = None

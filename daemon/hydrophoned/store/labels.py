@@ -90,16 +90,23 @@ def labels_sql(stream_key: int, query: LabelQuery) -> tuple[str, dict[str, Any]]
     return f"{statement} feature_id, source LIMIT $limit", values
 
 
+_BEST: Final = f"""list_position(['{IMPORTED}', '{MANUAL}'], source) DESC NULLS LAST, score DESC NULLS LAST,
+                 created DESC, source"""
 BEST_LABELS: Final = f"""
     {_NOW}
     SELECT index, text AS label, source AS label_source, score AS label_score FROM now
     WHERE index IN (SELECT index FROM asked)
     QUALIFY row_number() OVER (
         PARTITION BY index
-        ORDER BY list_position(['{IMPORTED}', '{MANUAL}'], source) DESC NULLS LAST, score DESC NULLS LAST,
-                 created DESC, source) = 1
+        ORDER BY {_BEST}) = 1
 """  # noqa: S608  our own text
 """Statement of ``StoreReader.best_labels``."""
+BEST_BY_ID: Final = f"""
+    {_NOW}
+    SELECT feature_id, text AS label, source AS label_source FROM now
+    QUALIFY row_number() OVER (PARTITION BY feature_id ORDER BY {_BEST}) = 1
+"""  # noqa: S608  our own text
+"""The best label of each feature by its id, of those that have one."""
 
 
 _PLACE: Final = pa.schema([("request_key", pa.int64()), ("sequence", pa.int32()), ("position", pa.int32())])

@@ -135,6 +135,54 @@ MIGRATIONS: Final = (
             """,
         ),
     ),
+    Migration(
+        3,
+        "drift and novelty",
+        (
+            """
+            CREATE TABLE reference (
+                stream_key INTEGER NOT NULL, stratum VARCHAR NOT NULL, name VARCHAR NOT NULL, version INTEGER NOT NULL,
+                source VARCHAR NOT NULL, made TIMESTAMP NOT NULL, units BIGINT NOT NULL, since TIMESTAMP NOT NULL,
+                until TIMESTAMP NOT NULL, units_per_second DOUBLE, autocorrelation_time DOUBLE, thin INTEGER NOT NULL,
+                halves_p DOUBLE)
+            """,
+            """
+            CREATE TABLE detection (
+                stream_key INTEGER NOT NULL, number INTEGER NOT NULL, stratum VARCHAR NOT NULL,
+                detector VARCHAR NOT NULL, guarantee VARCHAR NOT NULL, time TIMESTAMP NOT NULL, unit BIGINT NOT NULL,
+                statistic DOUBLE NOT NULL, threshold DOUBLE NOT NULL, run_length DOUBLE NOT NULL,
+                reference_name VARCHAR NOT NULL, reference_version INTEGER NOT NULL, dictionary_version INTEGER,
+                change_time TIMESTAMP, change_low TIMESTAMP, change_high TIMESTAMP, units_after BIGINT, shift DOUBLE,
+                changed_features INTEGER, dictionary_changed BOOLEAN NOT NULL)
+            """,
+            """
+            CREATE TABLE detection_end (
+                stream_key INTEGER NOT NULL, number INTEGER NOT NULL, time TIMESTAMP NOT NULL)
+            """,
+            """
+            CREATE TABLE detection_feature (
+                stream_key INTEGER NOT NULL, number INTEGER NOT NULL, rank INTEGER NOT NULL, feature INTEGER NOT NULL,
+                feature_id BIGINT, rate_before DOUBLE, rate_after DOUBLE, units_before BIGINT NOT NULL,
+                units_after BIGINT NOT NULL, effect DOUBLE, p DOUBLE, q DOUBLE)
+            """,
+            """
+            CREATE TABLE detection_request (
+                stream_key INTEGER NOT NULL, number INTEGER NOT NULL, rank INTEGER NOT NULL,
+                request_key BIGINT NOT NULL, score DOUBLE NOT NULL)
+            """,
+            """
+            CREATE TABLE detection_attribute (
+                stream_key INTEGER NOT NULL, number INTEGER NOT NULL, attribute VARCHAR NOT NULL,
+                value VARCHAR NOT NULL, units_before BIGINT NOT NULL, units_after BIGINT NOT NULL, share_before DOUBLE,
+                share_after DOUBLE, share_q DOUBLE, shift DOUBLE, elsewhere DOUBLE, shift_q DOUBLE)
+            """,
+            """
+            CREATE TABLE novel_request (
+                stream_key INTEGER NOT NULL, request_key BIGINT NOT NULL, time TIMESTAMP NOT NULL, p DOUBLE NOT NULL,
+                reference_version INTEGER NOT NULL)
+            """,
+        ),
+    ),
 )
 
 

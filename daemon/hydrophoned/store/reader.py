@@ -50,7 +50,9 @@ class StoreReader:
                 SELECT max(request_key) AS request_key FROM request
                 UNION ALL SELECT max(request_key) FROM request_rows
                 UNION ALL SELECT max(request_key) FROM request_tokens
-                UNION ALL SELECT max(request_key) FROM example)
+                UNION ALL SELECT max(request_key) FROM example
+                UNION ALL SELECT max(request_key) FROM detection_request
+                UNION ALL SELECT max(request_key) FROM novel_request)
             """
         )
         return max(0, table["key"][0].as_py() or 0)

@@ -4,6 +4,7 @@ from typing import Final, NamedTuple
 
 import duckdb
 
+from hydrophoned.store.drift_sql import OF_DETECTIONS, OLD_DETECTIONS, OLD_REFERENCES
 from hydrophoned.store.versions import TRIM
 
 _SPARE: Final = 0.9
@@ -32,6 +33,13 @@ class Retained(NamedTuple):
     outcome: int = 0
     feature_match: int = 0
     feature: int = 0
+    detection: int = 0
+    detection_end: int = 0
+    detection_feature: int = 0
+    detection_request: int = 0
+    detection_attribute: int = 0
+    novel_request: int = 0
+    reference: int = 0
 
 
 def retain(
@@ -103,6 +111,7 @@ def _delete_before(connection: duckdb.DuckDBPyConnection, cut: int) -> Retained:
         table: _deleted(connection, f"DELETE FROM {table} WHERE window_start < make_timestamp(?)", [cut])  # noqa: S608  as above
         for table in ("request_rows", "request_feature")
     }
+    drifts = _delete_drifts(connection, cut)
     connection.execute(
         """
         CREATE OR REPLACE TEMP TABLE old_request AS
@@ -110,6 +119,8 @@ def _delete_before(connection: duckdb.DuckDBPyConnection, cut: int) -> Retained:
         WHERE started < make_timestamp(?)
           AND request_key NOT IN (SELECT request_key FROM example)
           AND request_key NOT IN (SELECT request_key FROM request_rows)
+          AND request_key NOT IN (SELECT request_key FROM detection_request)
+          AND request_key NOT IN (SELECT request_key FROM novel_request)
         """,
         [cut],
     )
@@ -122,12 +133,24 @@ def _delete_before(connection: duckdb.DuckDBPyConnection, cut: int) -> Retained:
     return Retained(
         **windows,
         **of_requests,
+        **drifts,
         request=requests,
         request_tokens=tokens,
         outcome=outcomes,
         feature_match=matches,
         feature=features,
     )
+
+
+def _delete_drifts(connection: duckdb.DuckDBPyConnection, cut: int) -> dict[str, int]:
+    """Drifts found before ``cut`` with all of theirs, novel requests, and references that nothing is left of."""
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE old_detection AS {OLD_DETECTIONS}", [cut])
+    old = "(stream_key, number) IN (SELECT stream_key, number FROM old_detection)"
+    done = {table: _deleted(connection, f"DELETE FROM {table} WHERE {old}", []) for table in OF_DETECTIONS}  # noqa: S608  names from there
+    connection.execute("DROP TABLE old_detection")
+    done["novel_request"] = _deleted(connection, "DELETE FROM novel_request WHERE time < make_timestamp(?)", [cut])
+    done["reference"] = _deleted(connection, OLD_REFERENCES, [cut])
+    return done
 
 
 def _deleted(connection: duckdb.DuckDBPyConnection, statement: str, parameters: list[float]) -> int:

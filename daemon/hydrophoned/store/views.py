@@ -10,6 +10,14 @@ from typing import Final, NamedTuple
 import duckdb
 
 from hydrophoned.store.contexts import TOP_EXAMPLES
+from hydrophoned.store.drift_sql import (
+    DetectionQuery,
+    NovelQuery,
+    detected_features_sql,
+    detections_sql,
+    novel_sql,
+    references_sql,
+)
 from hydrophoned.store.features import FeatureQuery, SplitCell, features_sql
 from hydrophoned.store.labels import LabelQuery, labels_sql
 from hydrophoned.store.quantiles import FEWEST_FIRED, FEWEST_REQUESTS, quantile_tables_sql
@@ -28,6 +36,7 @@ _VALUES: Final = {
     "limit": str(_ALL),
     "attribute": "split_attribute",
     "value": "split_value",
+    "number": "detection_number",
 }
 _QUANTILE: Final = """
     WITH asked AS (SELECT $feature::INTEGER AS index),
@@ -128,6 +137,10 @@ MACROS: Final = {
     "top_examples": Macro("stream_id, feature_index, n := 10", _filled(TOP_EXAMPLES, limit="n")),
     "feature_labels": Macro("stream_id", _filled(labels_sql(0, LabelQuery(_ALL))[0])),
     "request_outcomes": Macro("", _OUTCOMES),
+    "detections": Macro(_RANGE, _filled(detections_sql(DetectionQuery(_ALL))[0])),
+    "detection_features": Macro("stream_id, detection_number", _filled(detected_features_sql(0, 0)[0])),
+    "stream_references": Macro("stream_id", _filled(references_sql(0, _ALL)[0])),
+    "novel_requests": Macro(f"stream_id, {_RANGE}", _filled(novel_sql(0, NovelQuery(_ALL))[0])),
 }
 """The macros by name; docs/reference/sql.md says what each answers, with its columns."""
 

@@ -1,26 +1,17 @@
 """The commands of ``hydrophone``. Exit status: 0 well, 1 the daemon says no, 2 wrong usage, 3 no daemon answers."""
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
 import typer
-from hydrophone_schemas.places import DEFAULT_HTTP
 
-from hydrophone.cli import show
-from hydrophone.cli.screen import Screen
+from hydrophone.cli import drift, show
+from hydrophone.cli.asking import DEFAULT_URL, AsJson, Stream, Url, asking, print_answer
 from hydrophone.demo.command import demo
-from hydrophone.errors import DaemonUnreachable, InvalidOption, RequestRefused
 from hydrophone.producer import VERSION
-from hydrophone.rest_client import RestClient
 
-REFUSED: Final = 1
-WRONG_USAGE: Final = 2
-UNREACHABLE: Final = 3
 _NOT_READY: Final = 503
 _PASS_ON: Final = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -31,16 +22,13 @@ app = typer.Typer(
     help="Listen inside running neural models.",
 )
 app.command("demo")(demo)
+app.add_typer(drift.app, name="drift")
 
-Url = Annotated[str, typer.Option("--url", envvar="HYDROPHONE_URL", metavar="URL", help="Address of the daemon's API.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, as the API gives it.")]
 Since = Annotated[
     str | None, typer.Option(metavar="TIME", help="Begin here: ISO 8601 with zone, or -15m; default one hour back.")
 ]
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="End here; default the last closed window.")]
-Stream = Annotated[str, typer.Argument(metavar="STREAM", help="Id of a stream, name@version/site.")]
 Sort = Literal["rate", "rate_low", "fired", "requests", "mean", "std", "max", "last_fired", "stability", "index"]
-_URL: Final = f"http://{DEFAULT_HTTP}"
 
 
 @app.callback(invoke_without_command=True)
@@ -75,23 +63,23 @@ def export(context: typer.Context) -> None:
 
 
 @app.command()
-def status(*, url: Url = _URL, as_json: AsJson = False) -> None:
+def status(*, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Show how the daemon is: whether it is ready, what it costs, what it drops, its streams."""
-    with _asking(url) as api:
+    with asking(url) as api:
         answer = {
             "ready": api.get("/readyz", also=(_NOT_READY,)),
             "self": api.get("/v1/self"),
             "streams": api.get_all("/v1/streams")["items"],
         }
-    _print(answer, show.status, as_json=as_json)
+    print_answer(answer, show.status, as_json=as_json)
 
 
 @app.command()
-def streams(*, url: Url = _URL, as_json: AsJson = False) -> None:
+def streams(*, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the streams with their figures."""
-    with _asking(url) as api:
+    with asking(url) as api:
         answer = api.get_all("/v1/streams")
-    _print(answer, show.streams, as_json=as_json)
+    print_answer(answer, show.streams, as_json=as_json)
 
 
 @app.command()
@@ -108,15 +96,15 @@ def features(
     max_rate: Annotated[float | None, typer.Option(help="Only features with at most this rate, 0..1.")] = None,
     since: Since = None,
     until: Until = None,
-    url: Url = _URL,
+    url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """List features of a stream with their figures."""
     query: dict[str, Any] = {"sort": sort, "order": order, "limit": limit, "since": since, "until": until}
     query |= {"fired": fired, "min_rate": min_rate, "max_rate": max_rate}
-    with _asking(url) as api:
+    with asking(url) as api:
         answer = api.get(f"/v1/streams/{stream}/features", **query)
-    _print(answer, show.features, as_json=as_json)
+    print_answer(answer, show.features, as_json=as_json)
 
 
 @app.command()
@@ -127,16 +115,16 @@ def feature(
     examples: Annotated[int, typer.Option(min=1, max=100, help="Examples to show at most.")] = 8,
     since: Since = None,
     until: Until = None,
-    url: Url = _URL,
+    url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Show one feature: its figures, its course, and the rows that fire it most."""
     base = f"/v1/streams/{stream}/features/{index}"
-    with _asking(url) as api:
+    with asking(url) as api:
         answer = api.get(base, since=since, until=until)
         answer["series"] = api.get_all(f"{base}/series", since=since, until=until)["items"]
         answer["examples"] = api.get(f"{base}/examples", limit=examples)["items"]
-    _print(answer, show.feature, as_json=as_json)
+    print_answer(answer, show.feature, as_json=as_json)
 
 
 @app.command()
@@ -152,7 +140,7 @@ def search(
         str | None, typer.Option(metavar="TEXT", help="Features of requests whose text holds this.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Features to list at most.")] = 10,
-    url: Url = _URL,
+    url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Find the features of a label, a token, a token string or a text: one of these."""
@@ -160,9 +148,9 @@ def search(
     body = {name: value for name, value in given.items() if value is not None}
     if len(body) != 1:
         raise typer.BadParameter("give one of --label, --token, --piece and --text", param_hint="search")
-    with _asking(url) as api:
+    with asking(url) as api:
         answer = api.post(f"/v1/streams/{stream}/features:search", body | {"limit": limit})
-    _print(answer, show.search, as_json=as_json)
+    print_answer(answer, show.search, as_json=as_json)
 
 
 @app.command()
@@ -179,16 +167,16 @@ def contrast(
     ] = None,
     max_q: Annotated[float, typer.Option(min=0.0, max=1.0, help="Only features with at most this q-value.")] = 0.05,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Features to list at most.")] = 20,
-    url: Url = _URL,
+    url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Tell which features differ between two sets of requests; the unit is the request."""
     body = {"a": {"attributes": _attributes(a, "--a")}, "max_q": max_q, "limit": limit}
     if b:
         body["b"] = {"attributes": _attributes(b, "--b")}
-    with _asking(url) as api:
+    with asking(url) as api:
         answer = api.post(f"/v1/streams/{stream}/contrast", body)
-    _print(answer, show.contrast, as_json=as_json)
+    print_answer(answer, show.contrast, as_json=as_json)
 
 
 def _attributes(given: list[str], option: str) -> dict[str, str]:
@@ -204,32 +192,13 @@ def _attributes(given: list[str], option: str) -> dict[str, str]:
 def request(
     request_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the request.")],
     *,
-    url: Url = _URL,
+    url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Show what is known of a request: rows, text where it was sent, outcomes."""
-    with _asking(url) as api:
+    with asking(url) as api:
         answer = api.get(f"/v1/requests/{quote(request_id, safe='')}")
-    _print(answer, show.request, as_json=as_json)
-
-
-@contextmanager
-def _asking(url: str) -> Iterator[RestClient]:
-    """The API at ``url``; its errors end the command with a message and their exit status."""
-    try:
-        yield RestClient(url)
-    except InvalidOption as error:
-        raise typer.BadParameter(str(error), param_hint="--url") from None
-    except (DaemonUnreachable, RequestRefused) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(UNREACHABLE if isinstance(error, DaemonUnreachable) else REFUSED) from None
-
-
-def _print(answer: Any, form: Callable[[Screen, Any], None], *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(answer, indent=1))
-    else:
-        form(Screen(), answer)
+    print_answer(answer, show.request, as_json=as_json)
 
 
 def _become_daemon(command: str, arguments: list[str]) -> None:

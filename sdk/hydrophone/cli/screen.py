@@ -84,11 +84,22 @@ def duration(since: str, until: str) -> str:
     '1 d 3 h'
     """
     start, end = (datetime.fromisoformat(text).astimezone(UTC) for text in (since, until))
-    seconds = max(0, int((end - start).total_seconds()))
-    parts = [(seconds // 86400, "d"), (seconds // 3600 % 24, "h"), (seconds // 60 % 60, "min"), (seconds % 60, "s")]
+    return span(max(0.0, (end - start).total_seconds()))
+
+
+def span(seconds: float | None) -> str:
+    """Seconds in their two largest units, without what is 0.
+
+    >>> span(90 * 60), span(30 * 86400), span(0.2), span(None)
+    ('1 h 30 min', '30 d', '0 s', '-')
+    """
+    if seconds is None:
+        return UNKNOWN
+    whole = int(seconds)
+    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
     while len(parts) > 1 and parts[0][0] == 0:
         parts.pop(0)
-    return " ".join(f"{count} {unit}" for count, unit in parts[:2])
+    return " ".join(f"{count} {unit}" for place, (count, unit) in enumerate(parts[:2]) if count or not place)
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A feature's course in one line of text."""
+"""Courses and shares in one line of text."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -39,3 +39,15 @@ def rates(points: Sequence[dict[str, Any]], count: int) -> list[float | None]:
         rows = sum(point["rows"] for point in run)
         joined.append(sum(point["fired"] or 0 for point in run) / rows if rows else None)
     return joined
+
+
+def gauge(value: float | None, full: float | None, width: int) -> str:
+    """How much of ``full`` there is of ``value``, as a bar; blank where one of them is not known.
+
+    >>> gauge(3.0, 4.0, 8), gauge(-1.0, 4.0, 4), gauge(None, 4.0, 4)
+    ('██████··', '····', '    ')
+    """
+    if value is None or not full:
+        return " " * width
+    filled = min(width, max(0, int(width * value / full)))
+    return "█" * filled + "·" * (width - filled)

@@ -60,6 +60,42 @@ def chunks(documents: list[Document], tokenizer: Any, length: int, seed: int) ->
             yield next(stream)
 
 
+def turning(documents: list[Document], tokenizer: Any, length: int, seed: int, turn: int) -> Iterator[Chunk]:
+    """Chunks of up to ``length`` tokens without end: of the first kind, after ``turn`` tokens of the others in turn.
+
+    Each is from a random place of a document of its own, in a seeded order, so that chunks of a kind are exchangeable.
+    """
+    order = random.Random(seed)  # noqa: S311  an order, not a secret
+    by_kind: dict[str, list[Document]] = {}
+    for document in documents:
+        by_kind.setdefault(document.kind, []).append(document)
+    first, *others = (_stretches(group, tokenizer, length, random.Random(order.random())) for group in by_kind.values())  # noqa: S311  an order
+    given = 0
+    while given < turn or not others:
+        chunk = next(first)
+        given += len(chunk.token_ids)
+        yield chunk
+    while True:
+        for stream in others:
+            yield next(stream)
+
+
+def _stretches(documents: list[Document], tokenizer: Any, length: int, order: random.Random) -> Iterator[Chunk]:
+    while True:
+        shuffled = documents.copy()
+        order.shuffle(shuffled)
+        produced = False
+        for document in shuffled:
+            room = length * 8  # characters: enough for that many tokens, but for text of very short ones
+            start = order.randrange(max(1, len(document.text) - room))
+            ids = tokenizer(document.text[start : start + room], add_special_tokens=False)["input_ids"][:length]
+            if len(ids) >= min(length, 16):
+                produced = True
+                yield Chunk(document.name, document.kind, ids)
+        if not produced:
+            raise DemoError("the given text has fewer than 16 tokens; give longer files with --text")
+
+
 def _of_kind(documents: list[Document], tokenizer: Any, length: int, order: random.Random) -> Iterator[Chunk]:
     # a chunk from each of a few documents in turn: long files do not crowd out the others
     while True:

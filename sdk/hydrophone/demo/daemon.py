@@ -24,7 +24,14 @@ class DemoDaemon:
     """Starts ``hydrophoned serve`` on a private socket; a context manager that ends it and removes its own files."""
 
     def __init__(
-        self, *, features: int, k: int, data_dir: Path | None = None, http: str = "127.0.0.1:0", window_seconds: int = 5
+        self,
+        *,
+        features: int,
+        k: int,
+        data_dir: Path | None = None,
+        http: str = "127.0.0.1:0",
+        window_seconds: int = 5,
+        reference_units: int = 400,
     ) -> None:
         self._private = Path(tempfile.mkdtemp(prefix="hydrophone-demo-"))
         self.data_dir = data_dir or self._private / "data"
@@ -35,6 +42,9 @@ class DemoDaemon:
             "HYDROPHONE_LEARN__FEATURES": str(features),
             "HYDROPHONE_LEARN__K": str(k),
             "HYDROPHONE_LEARN__WINDOW_SECONDS": str(window_seconds),
+            "HYDROPHONE_DRIFT__REFERENCE_UNITS": str(reference_units),
+            "HYDROPHONE_DRIFT__IDLE_SECONDS": "0.5",  # requests follow each other at once
+            "HYDROPHONE_DRIFT__PERIOD_DAYS": str(1 / 24),
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None

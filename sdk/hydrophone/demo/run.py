@@ -12,8 +12,9 @@ from urllib.parse import quote
 from rich.console import Console
 
 import hydrophone
-from hydrophone.demo.corpus import builtin_documents, chunks, read_documents
+from hydrophone.demo.corpus import builtin_documents, read_documents, turning
 from hydrophone.demo.daemon import DemoDaemon
+from hydrophone.demo.drift import FoundDrift, found_drifts, print_drifts
 from hydrophone.demo.errors import DemoError
 from hydrophone.demo.figures import Figures, Meter, shown
 from hydrophone.demo.model import LoadedModel, default_site, load_model
@@ -22,9 +23,14 @@ from hydrophone.demo.view import View, make_view
 from hydrophone.errors import HydrophoneError
 from hydrophone.tap import Tap
 
-_CHUNK_TOKENS: Final = 256
+_CHUNK_TOKENS: Final = 64
+_TURN: Final = 2 / 3
+_REFERENCE: Final = 0.6  # of the requests before the text turns, at most
+_MOST_REFERENCE: Final = 400
+_LEAST_REFERENCE: Final = 64
 _READ_SECONDS: Final = 0.5
 _FLUSH_SECONDS: Final = 120.0
+_IDLE_SECONDS: Final = 2.0  # after which the last requests have ended, and what they raise is told
 _CANDIDATES: Final = 400
 _HOLDOUT_ROWS: Final = 8192
 
@@ -52,6 +58,14 @@ class Options:
     """Features to print at the end."""
 
 
+class Turn(NamedTuple):
+    """The text turned from the kind ``before`` to ``kind`` at ``request``, counted from the first; None: it did not."""
+
+    before: str
+    kind: str
+    request: int | None
+
+
 class Outcome(NamedTuple):
     """What a demo came to: the last reading, the course of fvu, the features told, and the stream they are of."""
 
@@ -67,7 +81,15 @@ def run_demo(options: Options, console: Console) -> Outcome:
     started = time.monotonic()
     with make_view(console) as view:
         view.say("starting the daemon and loading the model (about 20 s) ...")
-        with DemoDaemon(features=options.features, k=options.k, data_dir=options.data_dir, http=options.http) as daemon:
+        turn = int(options.tokens * _TURN)
+        reference = int(min(_MOST_REFERENCE, max(_LEAST_REFERENCE, _REFERENCE * turn / _CHUNK_TOKENS)))
+        with DemoDaemon(
+            features=options.features,
+            k=options.k,
+            data_dir=options.data_dir,
+            http=options.http,
+            reference_units=reference,
+        ) as daemon:
             loaded = load_model(options.model)
             site = options.site or default_site(loaded.model)
             view.say(f"{loaded.name} is loaded; listening at {site}; API at {daemon.url}")
@@ -80,13 +102,18 @@ def run_demo(options: Options, console: Console) -> Outcome:
                 tokenizer=loaded.tokenizer,
             ) as tap:
                 stream_id = tap.streams[0]
-                text = chunks(documents, loaded.tokenizer, _CHUNK_TOKENS, options.seed)
-                figures, fvus = _listen(loaded, tap, daemon, view, options, text)
+                text = turning(documents, loaded.tokenizer, _CHUNK_TOKENS, options.seed, turn)
+                figures, fvus, turned = _listen(loaded, tap, daemon, view, options, text)
+                view.say("waiting for the last requests to end ...")
+                time.sleep(_IDLE_SECONDS)
                 report = _report(figures, daemon, stream_id)
+                drifts = found_drifts(daemon, stream_id)
+                report["turn"] = turned._asdict()
+                report["drifts"] = [one._asdict() for one in drifts]
                 report["total_seconds"] = time.monotonic() - started
                 if options.report is not None:
                     options.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            telling = _conclude(console, daemon, stream_id, report, options)
+            telling = _conclude(console, daemon, stream_id, report, options, drifts)
             if not options.once:
                 console.print("\nserving until Ctrl-C ...")
                 _serve_on()
@@ -95,8 +122,11 @@ def run_demo(options: Options, console: Console) -> Outcome:
 
 def _listen(
     loaded: LoadedModel, tap: Tap, daemon: DemoDaemon, view: View, options: Options, text: Iterator[Any]
-) -> tuple[Figures, list[float]]:
-    """Run the model over the text and show figures meanwhile; the figures after all is learned, and fvu's course."""
+) -> tuple[Figures, list[float], Turn]:
+    """Run the model over the text and show figures meanwhile.
+
+    The figures after all is learned, fvu's course, and where the text turned.
+    """
     import torch  # noqa: PLC0415  the demo's own extra
 
     meter, stream_id, tokens = Meter(), tap.streams[0], 0
@@ -116,11 +146,14 @@ def _listen(
 
     watcher = threading.Thread(target=watch, name="demo view", daemon=True)
     watcher.start()
-    began = time.monotonic()
+    began, requests = time.monotonic(), 0
+    kinds: dict[str, int] = {}
     try:
         with torch.inference_mode():
             while tokens < options.tokens:
                 chunk = next(text)
+                kinds.setdefault(chunk.kind, requests)
+                requests += 1
                 ids = torch.tensor([chunk.token_ids[: options.tokens - tokens]])
                 with tap.request(document=chunk.document, kind=chunk.kind):
                     loaded.model(ids, logits_to_keep=1)
@@ -134,7 +167,13 @@ def _listen(
     figures = meter.read(tokens, tap.status(), stream_status())
     figures.model_tokens_per_s = tokens / model_seconds
     view.show(figures, meter.fvus, options.tokens, stream_id)
-    return figures, list(meter.fvus)
+    return figures, list(meter.fvus), _turn(kinds)
+
+
+def _turn(first: dict[str, int]) -> Turn:
+    """From the first request of each kind, in order."""
+    before, *others = first
+    return Turn(before, others[0], first[others[0]]) if others else Turn(before, before, None)
 
 
 def _report(figures: Figures, daemon: DemoDaemon, stream_id: str) -> dict[str, Any]:
@@ -160,7 +199,12 @@ def _report(figures: Figures, daemon: DemoDaemon, stream_id: str) -> dict[str, A
 
 
 def _conclude(
-    console: Console, daemon: DemoDaemon, stream_id: str, report: dict[str, Any], options: Options
+    console: Console,
+    daemon: DemoDaemon,
+    stream_id: str,
+    report: dict[str, Any],
+    options: Options,
+    drifts: list[FoundDrift],
 ) -> list[Telling]:
     base = f"/v1/streams/{stream_id}/features"
     features = daemon.get(base, sort="rate", order="desc", limit=_CANDIDATES)["items"]
@@ -178,10 +222,12 @@ def _conclude(
         highlight=False,
     )
     chosen = telling[0].feature if telling else 0
+    print_drifts(console, drifts, **report["turn"])
     console.print(f"\nAPI: {daemon.url}   (OpenAPI: {daemon.url}/openapi.json)\ntry next:", highlight=False)
     for command in (
         f"hydrophone features '{stream_id}' --url {daemon.url}",
         f"hydrophone feature '{stream_id}' {chosen} --url {daemon.url}",
+        f"hydrophone drift '{stream_id}' --url {daemon.url}",
         f"curl '{daemon.url}/v1/streams/{quote(stream_id, safe='@')}/features?sort=max&limit=5'",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)

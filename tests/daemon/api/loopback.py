@@ -12,9 +12,12 @@ from aiohttp.web import TCPSite
 from generated import SECOND, GeneratedStream, as_table
 from hydrophone_schemas.rest import (
     DictionaryQuality,
+    DriftState,
+    DriftStatus,
     FvuByFeatures,
     LabelRun,
     LabelRunState,
+    NoveltyCluster,
     ProducerReport,
     SelfReport,
     StabilityRun,
@@ -31,10 +34,38 @@ from hydrophoned.api import (
     create_app,
     create_runner,
 )
-from hydrophoned.store import Store, StoreReader, StoreWriter, label_table
+from hydrophoned.store import DetectionReader, Store, StoreReader, StoreWriter, label_table
 from yarl import URL
 
 WIDTH, K = 8, 3
+
+
+class StoreDrift:
+    """The watches of a backend: what is stored is real, how they stand is set by the test."""
+
+    def __init__(self, store: Store) -> None:
+        self.reader = DetectionReader(store)
+        self.watches: dict[str, DriftStatus] = {}
+        self.groups: list[NoveltyCluster] = []
+
+    def status(self, stream_id: str) -> DriftStatus:
+        """What the test put into ``watches``."""
+        off = dict.fromkeys(DriftStatus.model_fields) | {"stream": stream_id, "state": DriftState.OFF, "strata": []}
+        return self.watches.get(stream_id) or DriftStatus(**off)
+
+    async def rebaseline(self, stream_id: str, body: object) -> DriftStatus:
+        """The watch as the test has it; of the latest ten requests no reference can be made."""
+        if stream_id not in self.watches:
+            raise Refused(409, "not-watched", f"{stream_id} is not watched")
+        if body.units is not None and body.units <= 10:
+            raise Refused(409, "insufficient-reference", f"there are {body.units}")
+        return self.watches[stream_id]
+
+    async def clusters(self, stream_id: str) -> list[NoveltyCluster]:
+        """What the test put into ``groups``."""
+        if stream_id not in self.watches:
+            raise Refused(409, "not-watched", f"{stream_id} is not watched")
+        return self.groups
 
 
 class StoreBackend:
@@ -46,6 +77,7 @@ class StoreBackend:
         self.store = store
         self.reader = StoreReader(store)
         self.writer = StoreWriter(store)
+        self.drift = StoreDrift(store)
         self.generated = generated
         self.time = generated[0].end if generated else 0
         self.reasons: list[str] = []

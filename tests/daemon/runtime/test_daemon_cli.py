@@ -203,7 +203,7 @@ def test_show_prints_what_is_in_force_and_where_it_comes_from(invoke, tmp_path):
 
 def test_schema_is_a_json_schema(invoke):
     schema = json.loads(invoke("config", "schema").output)
-    assert set(schema["properties"]) == {"daemon", "ingest", "http", "labels", "learn", "store"}
+    assert set(schema["properties"]) == {"daemon", "drift", "ingest", "http", "labels", "learn", "store"}
 
 
 def test_the_numerics_are_prepared_before_torch_and_the_users_choice_stays():

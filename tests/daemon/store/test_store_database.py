@@ -29,6 +29,7 @@ DUCKDB_NAMES = {
     pa.float32(): "FLOAT",
     pa.float64(): "DOUBLE",
     pa.string(): "VARCHAR",
+    pa.bool_(): "BOOLEAN",
     pa.timestamp("us"): "TIMESTAMP",
     pa.list_(pa.string()): "VARCHAR[]",
     pa.list_(pa.int16()): "SMALLINT[]",

@@ -6,11 +6,15 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
+from drifting import about, drift, end, novel, reference
 from generated import LENGTH, START, GeneratedStream, as_table, sketch_quantile
 from hydrophoned.store import (
+    DetectionQuery,
+    DetectionReader,
     FeatureQuery,
     Label,
     LabelQuery,
+    NovelQuery,
     SplitCell,
     Store,
     StoreReader,
@@ -78,6 +82,16 @@ def path(tmp_path_factory, stream):
         for request, score in ((1, 3.0), (2, 5.0), (3, 4.0), (1, 6.0)):
             store.write({"example": example(2, request, score, key=KEY)})
         store.write({"label": label_table(KEY, labels)})
+        for number, window in ((1, 1), (2, 5), (3, 16)):
+            time = START + window * LENGTH
+            store.write(
+                drift(number, time, key=KEY, change=time - 5) | about(number, key=KEY, features=((0, 1), (1, 2)))
+            )
+            store.write(drift(number, time, key=8) | about(number, key=8) | novel(9, time, key=8))
+            store.write(novel(number, time, key=KEY))
+        store.write(end(1, START + 2 * LENGTH, key=KEY) | reference(1, key=KEY))
+        store.write(reference(2, key=KEY, name="deploy"))
+        store.write(reference(1, key=8))
     return path
 
 
@@ -85,8 +99,10 @@ def path(tmp_path_factory, stream):
 def asked(path):
     """What the API's queries say; the store is closed again before a test asks in SQL."""
     with Store(path) as store:
-        reader = StoreReader(store)
+        reader, drifts = StoreReader(store), DetectionReader(store)
         said = {
+            "changed": drifts.detected_features(KEY, 2),
+            "references": drifts.references(KEY, limit=100),
             "labels": reader.labels(KEY, LabelQuery(100)),
             "examples": reader.examples(KEY, 2, limit=2).drop_columns(["context", "context_index"]),
             "versions": reader.versions(KEY, limit=100),
@@ -101,6 +117,8 @@ def asked(path):
                 "series": reader.series(KEY, 3, minutes),
                 "series_in": reader.series(KEY, 3, covered, split=cell),
                 "windows": reader.windows(KEY, minutes),
+                "drifts": drifts.detections(DetectionQuery(1000, since, until)),
+                "novel": drifts.novel(KEY, NovelQuery(1000, since, until)),
             }
     return said
 
@@ -140,6 +158,8 @@ def test_macros_over_a_range_say_what_the_api_says(sql, asked, macro, query, cov
         (f"feature_labels('{ID}')", "labels"),
         (f"top_examples('{ID}', 2, n := 2)", "examples"),
         (f"dictionary_versions('{ID}')", "versions"),
+        (f"detection_features('{ID}', 2)", "changed"),
+        (f"stream_references('{ID}')", "references"),
     ],
 )
 def test_macros_of_what_is_now_say_what_the_api_says(sql, asked, macro, query):
@@ -168,6 +188,16 @@ def test_quantiles_are_those_of_the_values_that_were_counted(sql, stream, covere
         inside = [(w, f) for w, f in stream.values if f == feature and since <= stream.starts[w] < until]
         want = sketch_quantile(np.concatenate([stream.values[one] for one in inside]), q)
         assert row["value"] == (None if want is None else pytest.approx(want))
+
+
+@pytest.mark.parametrize("covered", RANGES)
+def test_macros_of_drifts_say_what_the_api_says(sql, asked, covered):
+    since, until = map(at, covered)
+    assert sql("FROM detections(since := ?, until := ?)", since, until).equals(asked[covered]["drifts"])
+    assert sql("FROM novel_requests(?, since := ?, until := ?)", ID, since, until).equals(asked[covered]["novel"])
+    inside = sum(covered[0] <= START + window * LENGTH < covered[1] for window in (1, 5, 16))
+    assert asked[covered]["drifts"].num_rows == 2 * inside
+    assert asked[covered]["novel"].num_rows == inside
 
 
 @pytest.mark.parametrize("q", [-0.1, 1.5, None])
@@ -234,6 +264,7 @@ def test_the_reference_names_every_macro_its_parameters_and_columns(sql):
     sections = dict(re.findall(r"^### `([^`]+)`\n(.*?)(?=^##|\Z)", REFERENCE.read_text(), re.DOTALL | re.MULTILINE))
     assert list(sections) == [f"{name}({macro.parameters})" for name, macro in MACROS.items()]
     values = {"stream_id": f"'{ID}'", "feature_index": "1", "q": "0.5", "split_attribute": "'phase'"}
+    values |= {"detection_number": "1"}
     for head, (name, macro) in zip(sections, MACROS.items(), strict=True):
         needed = [one for one in macro.parameters.split(", ") if one and ":=" not in one]
         table = sql(f"FROM {name}({', '.join(values.get(one, repr('decode')) for one in needed)})")
