@@ -204,6 +204,7 @@ def _distances(
     for some in torch.split(after.to(y.device), _AT_ONCE):
         here = some.to(y)
         between_means = [_between_means(one, size, here) for one in sums]
+        between_means[0] = _within(between_means[0], here @ size / size.sum())
         between_pairs = _between_pairs(kernel, distance, paired, here[:, chosen].double())
         found.append(torch.stack([*between_means, *between_pairs]))
     return torch.cat(found, 1).cpu().numpy(), int(inside.sum())
@@ -245,6 +246,14 @@ def _between_means(sums: Tensor, size: Tensor, after: Tensor) -> Tensor:
     """Squared distance of the means of values with ``sums`` [g, d] over groups, of each exchange ``after`` [P, g]."""
     count, total = after @ size, after @ sums
     return (total / count[:, None] - (sums.sum(0) - total) / (size.sum() - count)[:, None]).square().sum(1).double()
+
+
+def _within(squared: Tensor, share: Tensor) -> Tensor:
+    """Squared distance by the covariance within samples, of that by the covariance of both together, ``squared``.
+
+    Together they vary by the distance of their means, too (Sherman & Morrison 1950); ``share`` of the units is of one.
+    """
+    return squared / (1 - share * (1 - share) * squared).clamp_min(1e-3)
 
 
 def _between_pairs(kernel: Tensor, distance: Tensor, size: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:

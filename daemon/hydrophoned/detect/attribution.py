@@ -15,10 +15,10 @@ from torch import Tensor
 from hydrophoned.analyse.columns import Floats, Ints
 from hydrophoned.detect.along import Along, along
 from hydrophoned.detect.concentration import Concentration, concentrations
-from hydrophoned.detect.covariance import Whitening
 from hydrophoned.detect.errors import InsufficientReference, ReferenceMismatch
 from hydrophoned.detect.exchange import Exchange, discovery_q, mean_test, share_test
 from hydrophoned.detect.fired import Fired
+from hydrophoned.detect.unit_features import UnitFeatures
 
 LEAST_UNITS: Final = 8
 """Units on each side, at least."""
@@ -92,8 +92,9 @@ class CoordinateChanges(NamedTuple):
 class Direction(NamedTuple):
     """``direction`` float32 [d] of length 1 is that of the shift of the mean; None where there is none.
 
-    ``length`` is that of the shift in whitened coordinates, that is in standard deviations before, without what is in
-    it by chance, and ``z`` its square in standard errors; None where units before do not vary.
+    ``length`` is that of the shift in whitened coordinates of units brought to equal length (:mod:`.unit_features`),
+    about in standard deviations before, without what is in it by chance, and ``z`` its square in standard errors; None
+    where units before do not vary.
     """
 
     direction: Tensor | None
@@ -319,8 +320,8 @@ def _along(
     direction = Direction(raw / size if size > 0 else None, None, None)
     parts = []
     if bool((y[0] != 0).any()):
-        whitening = Whitening.fit(sides[0].mean)
-        z = [whitening.apply(side.mean).clamp(-_CLIP, _CLIP) for side in sides]
+        of_units = UnitFeatures(sides[0].mean)
+        z = [of_units.of(side.mean).values[0].clamp(-_CLIP, _CLIP) for side in sides]
         shift = along(z[0], z[1])
         direction = direction._replace(length=max(shift.squared, 0.0) ** 0.5, z=_errors(shift, z, exchange))
         wide = [_spread(one) for one in y]

@@ -7,9 +7,10 @@ reference's among them. With n units before and m after, of mean a and b,
 
 a U-statistic: without the noise the cut would come to lie where few units are left. Since the reference is one sample
 with the units before the cut, its own error does not grow with the units after it. Values are looked at in three ways,
-and the one is taken whose gain is the least to be expected of blocks of units in another order: whitened coordinates
-(a shift), the logarithms of 1 + their squares (a change of spread, with a reference that the whitening has not seen,
-for which they would be too small), and the sum of these (a change of spread in all directions).
+and the one is taken whose gain is the least to be expected of blocks of units in another order: whitened coordinates of
+units brought to equal length (:mod:`.unit_features`; a shift), the logarithms of 1 + their squares (a change of
+spread), and the units' size. The last two are compared with the quarter of the reference that the whitening has not
+seen, and under which they would be too small.
 
 The interval is that of the likelihood (Hinkley 1970, "Inference about the change-point in a sequence of random
 variables"), of the units' places along the change.
@@ -21,8 +22,8 @@ import torch
 from torch import Tensor
 
 from hydrophoned.detect.along import along
-from hydrophoned.detect.covariance import Whitening
 from hydrophoned.detect.fired import Fired
+from hydrophoned.detect.unit_features import UnitFeatures
 
 LEAST_REFERENCE: Final = 32
 LEAST_UNITS: Final = 8
@@ -111,15 +112,15 @@ def _surest(views: dict[str, Values], generator: torch.Generator) -> ChangePoint
 
 def _views(reference: Tensor, recent: Tensor) -> dict[str, Values]:
     held_out = torch.arange(len(reference), device=reference.device) % _HELD_OUT == 0
-    whitening = Whitening.fit(reference[~held_out])
-    z, w = whitening.apply(reference).clamp(-_CLIP, _CLIP), whitening.apply(recent).clamp(-_CLIP, _CLIP)
-    # units that the whitening was made of vary too little in what it made
-    mean, seen = z.mean(0), z[~held_out].var(0).sum()
-    stretch = (z[held_out].var(0).sum() / seen).sqrt() if seen > 0 else 1.0
-    z[~held_out] = mean + (z[~held_out] - mean) * stretch
-    spread = _standard(z[held_out].square().log1p(), w.square().log1p())
-    size = _standard(*(values.mean(1, keepdim=True) for values in spread))
-    return {"mean": (z, w), "spread": spread, "size": size}
+    features = UnitFeatures(reference[~held_out])
+    (y, _), size = features.of(reference)
+    (y_recent, _), size_recent = features.of(recent)
+    y, y_recent = y.clamp(-_CLIP, _CLIP), y_recent.clamp(-_CLIP, _CLIP)
+    return {
+        "mean": (y, y_recent),
+        "spread": _standard(y[held_out].square().log1p(), y_recent.square().log1p()),
+        "size": _standard(size[held_out, None], size_recent[:, None]),
+    }
 
 
 def _projected(reference: Tensor, recent: Tensor, direction: Tensor) -> Values:

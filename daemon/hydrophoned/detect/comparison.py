@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from hydrophoned.detect.budget import SHORTEST
 from hydrophoned.detect.config import WatchConfig
 from hydrophoned.detect.detector import Detection, Guarantee
 from hydrophoned.detect.e_detector import EDetector
@@ -13,13 +14,14 @@ from hydrophoned.detect.errors import InsufficientReference
 from hydrophoned.detect.fired import Encoder, fired_in
 from hydrophoned.detect.firing import FiringDetector
 from hydrophoned.detect.novel import NovelUnit, NovelUnits
+from hydrophoned.detect.novel_share import NovelShare
 from hydrophoned.detect.novelty import LEAST_UNITS
 from hydrophoned.detect.recent import RecentUnits
 from hydrophoned.detect.reference import Reference, make_reference
 from hydrophoned.detect.units import Units
 from hydrophoned.detect.watch_state import State, of_reference, of_units, to_reference, to_units
 
-SHARES: Final = {"betting": 0.5, "firing": 0.5}
+SHARES: Final = {"betting": 0.45, "firing": 0.45, "novel_share": 0.1}
 """Of the budget, by detector."""
 NEXT: Final = "next"
 _MOST_TRIES: Final = 16
@@ -67,9 +69,10 @@ class Comparison:
         self._encoded_since = 0
 
     @property
-    def detectors(self) -> list[EDetector | FiringDetector]:
+    def detectors(self) -> list[EDetector | FiringDetector | NovelShare]:
         """Those that watch now."""
-        return [one for one in (self.betting, self.firing) if one is not None]
+        share = None if self.novel is None else self.novel.share
+        return [one for one in (self.betting, self.firing, share) if one is not None]
 
     @property
     def state(self) -> str:
@@ -120,7 +123,7 @@ class Comparison:
         )
         betting = self._make_betting(reference, rate)
         self.reference, self.betting, self.firing = reference, betting, None
-        self.novel = self._make_novel(reference)
+        self.novel = self._make_novel(reference, rate)
         self.references, self.name, self.source, self.problem = reference.version, name, source, None
         self._collecting = Units.none(self.width, self.config.sample_rows)
         self._reset()
@@ -156,10 +159,13 @@ class Comparison:
             generator=self._drawn(reference),
         )
 
-    def _make_novel(self, reference: Reference) -> NovelUnits | None:
-        if reference.units.count < LEAST_UNITS:
-            return None
-        return NovelUnits(reference.units.mean, self.config.novel_p, generator=self._drawn(reference))
+    def _make_novel(self, reference: Reference, rate: float | None) -> NovelUnits | None:
+        run_length = self._run_length(reference, rate, "novel_share")
+        return self._novel(reference, run_length) if reference.units.count >= LEAST_UNITS else None
+
+    def _novel(self, reference: Reference, run_length: float) -> NovelUnits:
+        generator = self._drawn(reference)
+        return NovelUnits(reference.units.mean, self.config.novel_p, run_length=run_length, generator=generator)
 
     def _run_length(self, reference: Reference, rate: float | None, detector: str) -> float:
         """In units that are looked at. It is the same for all strata: each spends of the budget as it has units."""
@@ -219,16 +225,19 @@ class Comparison:
         first = self.watched
         self.watched += units.count
         self.recent.add(units)
-        if self.novel is not None:
-            self.found_novel += self.novel.update(units)
         alarms = [self._alarm(self.betting, one, 0, first, units) for one in self.betting.update(units.mean)]
         if self.firing is not None and self.encoder is not None:
             found = self.firing.update(fired_in(units, self.encoder))
             alarms += [self._alarm(self.firing, one, self._encoded_since, first, units) for one in found]
+        if self.novel is not None:
+            novel, told = self.novel.update(units)
+            self.found_novel += novel
+            if self.novel.share is not None:
+                alarms += [self._alarm(self.novel.share, one, 0, first, units) for one in told]
         return sorted(alarms, key=lambda alarm: alarm.unit)
 
     def _alarm(
-        self, detector: EDetector | FiringDetector, found: Detection, made: int, first: int, units: Units
+        self, detector: EDetector | FiringDetector | NovelShare, found: Detection, made: int, first: int, units: Units
     ) -> Alarm:
         """``found`` of a detector that was made after ``made`` units; ``units`` are those from ``first`` on."""
         unit = made + found.unit
@@ -257,7 +266,7 @@ class Comparison:
             state["reference"] = of_reference(self.reference)
         if self.novel is not None:
             state["novel"] = self.novel.state_dict()
-        return state | {one.name: one.state_dict() for one in self.detectors}
+        return state | {one.name: one.state_dict() for one in (self.betting, self.firing) if one is not None}
 
     def load_state(self, state: State, encoder: Encoder | None) -> None:
         """Take over a state of :meth:`state_dict` of one with the same width and settings, and its encoder."""
@@ -278,8 +287,8 @@ class Comparison:
             generator=self._drawn(self.reference),
         )
         self.betting.load_state(state["betting"])
-        self.novel = self._make_novel(self.reference)
-        if self.novel is not None and "novel" in state:
+        if "novel" in state:
+            self.novel = self._novel(self.reference, own.get("novel_share.run_length", SHORTEST))
             self.novel.load_state(state["novel"])
         if "firing" in state and encoder is not None:
             self.firing = FiringDetector(

@@ -5,7 +5,6 @@ from typing import Any, ClassVar, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from hydrophoned.detect.blocks import representable
 from hydrophoned.detect.errors import InsufficientReference, ReferenceMismatch
 from hydrophoned.detect.novelty_head import Head
 from hydrophoned.detect.novelty_parts import TWO_SIDED, WEIGHTS, NoveltyParts, Reference
@@ -41,9 +40,10 @@ class NoveltyScorer:
         score = sum_c w_c (-log p_c),        p = (1 + #{reference scores >= score}) / (n + 1)
 
     The parts depend on each other and the sum has no known distribution: p is its rank among the scores of the n
-    reference units, each given by parts that were fitted to the other four fifths of the reference (cross-conformal;
-    Vovk 2015, "Cross-conformal predictors"). Among such units p is uniform but for the fifth that
-    those parts had not seen.
+    reference units. Each of these is scored by parts that were fitted without its eighth of the reference
+    (cross-conformal; Vovk 2015, "Cross-conformal predictors"), and what comes later by those without the first: all
+    parts know as many units, so that p is uniform over units exchangeable with the reference's, up to how much scores
+    of the reference depend on each other.
 
     ``head`` is the model's last linear layer where units are what goes into it; ``labels`` are classes of the
     reference's units. ``fvu`` is that of a frozen dictionary, in the mean over each unit's rows, which should be rows
@@ -104,7 +104,7 @@ class NoveltyScorer:
         """
         x, fvu = self._fitting(x, fvu)
         finite = _finite(x, fvu)
-        empty = torch.full((len(x), 1 + 1 + len(self.names)), float("nan"), dtype=torch.float64, device=x.device)
+        found = torch.full((len(x), 2 + len(self.names)), float("nan"), dtype=torch.float64, device=x.device)
         kept = x[finite]
         kept_fvu = None if fvu is None else fvu[finite]
         for start in range(0, len(kept), _AT_ONCE):
@@ -112,10 +112,10 @@ class NoveltyScorer:
             surprise = self._surprise(self._parts.scores(kept[part], None if kept_fvu is None else kept_fvu[part]))
             score = surprise @ self._weights
             place = finite.nonzero().squeeze(1)[part]
-            empty[place] = torch.cat((score[:, None], self._rank(score)[:, None], surprise), dim=1)
+            found[place] = torch.cat((score[:, None], self._rank(score)[:, None], surprise), dim=1)
         self.units += len(kept)
         self.left_out += len(x) - len(kept)
-        return Novelty(empty[:, 0], empty[:, 1], empty[:, 2:])
+        return Novelty(found[:, 0], found[:, 1], found[:, 2:])
 
     def whiten(self, x: Tensor) -> Tensor:
         """Units x [n, d] in coordinates in which those of the reference vary equally: float32 [n, d]."""

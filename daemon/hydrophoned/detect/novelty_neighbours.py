@@ -27,7 +27,7 @@ class Neighbours(NamedTuple):
         return cls(rows, rows.square().sum(1))
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean log distance and mean 1 - cosine to the ``NEAREST`` nearest of units x [n, d], centred: float32 [n] each.
+        """Mean log distance and mean 1 - cosine to the ``NEAREST`` nearest of centred units x [n, d]: float32 [n].
 
         Both are of one matrix product.
         """

@@ -89,8 +89,8 @@ class NoveltyParts(NamedTuple):
     residual               log of the squared length outside the principal directions of 90% of the variance
     whitened_distance, whitened_angle, distance, angle
                            from the nearest units of the reference (Sun et al. 2022), whitened and as captured
-    reconstruction         log of the FVU of a dictionary, in the mean over a unit's rows, beyond what the unit's mean row
-                           lets expect: units that are hard to reconstruct are common in some places of a reference
+    reconstruction         log of the FVU of a dictionary, in the mean over a unit's rows, beyond what the unit's mean
+                           row lets expect: in some places of a reference units are harder to reconstruct
     energy, shaped         of a linear head; see novelty_head
     relative_mahalanobis   squared distance from the nearest class mean less that from the mean of all (Ren et al. 2021)
     """
@@ -149,7 +149,7 @@ class NoveltyParts(NamedTuple):
 
 
 def _reconstruction(w: Tensor, fvu: Tensor) -> _Reconstruction:
-    """The regression on whitened units w [n, d], if it foretells anything of those left out of it; else only the mean."""
+    """The regression on whitened units w [n, d], if it foretells anything of units left out; else only the mean."""
     w, y = w[:_MOST_REGRESSED].double(), _log_fvu(fvu).double()[:_MOST_REGRESSED]
     mean = y.mean()
     y, n, d = y - mean, len(w), w.shape[1]
@@ -171,7 +171,7 @@ def _reconstruction(w: Tensor, fvu: Tensor) -> _Reconstruction:
 def _classes(x: Tensor, labels: Tensor) -> _Classes | None:
     """None where fewer than two classes are known, or units do not vary within them."""
     x, labels = x[labels >= 0], labels[labels >= 0]
-    _, own, count = labels.unique(return_inverse=True, return_counts=True)
+    _, own, count = torch.unique(labels, return_inverse=True, return_counts=True)
     means = torch.zeros(len(count), x.shape[1], device=x.device).index_add_(0, own, x) / count[:, None]
     apart = x - means[own]
     if len(count) < 2 or not bool((apart != 0).any()):

@@ -91,6 +91,11 @@ class Watching:
         self._tell_references()
         return {"references": [_told(one) for one in made], "wanted": self.watch.config.reference_units}
 
+    def clusters(self) -> list[dict[str, Any]]:
+        """The latest novel requests in groups that resemble each other; times in us."""
+        parts = [one.novel for one in self.watch.comparisons.values() if one.novel is not None]
+        return [group for part in parts for group in part.clusters()]
+
     def status(self) -> dict[str, Any]:
         """What is watched, against what, and how near to an alarm; plain values, times in us."""
         watch = self.watch

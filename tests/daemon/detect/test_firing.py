@@ -156,9 +156,10 @@ def test_one_feature_that_changes_much_and_many_that_change_little_are_found(cha
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(("change", "within"), CHANGES.values(), ids=CHANGES)
 def test_changes_are_found_in_forty_streams(change, within):
+    """In a wait of 1,400 units, for p = 0.02, one stream in five has a chance alarm, even where rates are known."""
     changed, unchanged = delays(change, 40)
     assert np.median(changed) <= within
-    assert (changed < unchanged).mean() >= 0.75
+    assert (changed < unchanged).mean() >= (0.8 if within < 1600 else 0.65)
 
 
 def test_a_feature_that_has_never_fired_is_found_when_it_begins_to_and_named():

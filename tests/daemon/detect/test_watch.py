@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hydrophoned.detect.comparison import SHARES
 from hydrophoned.detect.config import WatchConfig
 from hydrophoned.detect.errors import InsufficientReference
 from hydrophoned.detect.strata import ALL, MOST, REST, Strata
@@ -57,8 +58,10 @@ def test_the_first_units_are_the_reference_and_the_rest_is_watched():
     own = watch.comparisons[ALL]
     assert (own.reference.units.count, own.watched, own.recent.count, own.collected) == (300, 150, 150, 0)
     assert watch.rate == pytest.approx(450 / 449)
-    # a false alarm a day, at a unit a second, half of it for this detector
-    assert own.betting.false_alarm_budget == pytest.approx(2 * 86_400, rel=0.01)
+    # a false alarm a day, at a unit a second, divided among the detectors
+    assert own.betting.false_alarm_budget == pytest.approx(86_400 / SHARES["betting"], rel=0.01)
+    assert [one.name for one in own.detectors] == ["betting", "novel_share"]
+    assert sum(SHARES.values()) == pytest.approx(1.0)
 
 
 def test_what_does_not_change_raises_nothing():
