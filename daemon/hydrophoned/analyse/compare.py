@@ -328,7 +328,7 @@ def _auroc_bounds(found: float, n: float, m: float) -> tuple[float, float]:
     """Newcombe's bounds: those at which ``found`` is 1.96 of Hanley & McNeil's (1982) standard errors away.
 
     >>> [round(one, 3) for one in _auroc_bounds(0.5, 1000, 1000)], [round(one, 2) for one in _auroc_bounds(1.0, 20, 20)]
-    ([0.475, 0.525], [0.88, 1.0])
+    ([0.475, 0.525], [0.9, 1.0])
     """
 
     def within(at: float) -> bool:

@@ -27,7 +27,7 @@ from hydrophoned.detect.unit_features import UnitFeatures
 
 LEAST_REFERENCE: Final = 32
 LEAST_UNITS: Final = 8
-P_AT_MOST: Final = 0.1
+P_AT_MOST: Final = 0.05
 """No change point is told where other orders of the units show as much of one with a larger chance than this."""
 _CLIP: Final = 4.0
 _ROUNDING: Final = 1e-6  # of the size of a value: what varies less does not vary

@@ -14,7 +14,9 @@ LEAST_SIZE: Final = 5
 """Units of a cluster, at least."""
 _TOGETHER: Final = 0.5  # of the cosine within: halves more alike than that are one cluster
 _SHUFFLES: Final = 8
-_DEVIATIONS: Final = 4.0
+_MARGIN: Final = 2.0  # over what signs at random give in the mean
+_LEAST_DEVIATIONS: Final = 5.0
+_MOST_COSINE: Final = 1 - 1e-9
 _LEAST: Final = 1e-30
 
 
@@ -67,7 +69,7 @@ def clusters(x: Tensor, whitened: Tensor, *, generator: torch.Generator, least: 
 
 
 class _Group(NamedTuple):
-    """Places int64 [m], mean cosine of pairs, and its sum over the root of how many pairs there are."""
+    """Places int64 [m], the mean cosine c of pairs, and atanh(c) times the root of how many pairs there are."""
 
     members: np.ndarray[tuple[int], np.dtype[np.int64]]
     cohesion: float
@@ -85,13 +87,18 @@ class _Joined(NamedTuple):
 
 
 def _by_chance(y: Floats, least: int, generator: torch.Generator) -> float:
-    """Evidence that no group reaches by chance: four standard deviations above the mean of the largest."""
-    largest = np.zeros(_SHUFFLES)
-    for number in range(_SHUFFLES):
+    """Evidence that no group reaches by chance: twice what the best of units with signs drawn at random has.
+
+    At least five standard deviations of what a group has that was not looked for: where few units form no group at all.
+    """
+    largest, square = 0.0, 0.0
+    for _ in range(_SHUFFLES):
         sign = 2 * torch.randint(0, 2, y.shape, generator=generator).numpy() - 1.0
         shuffled = y * sign
-        largest[number] = max((group.evidence for group in _groups(shuffled @ shuffled.T, least)), default=0.0)
-    return float(largest.mean() + _DEVIATIONS * largest.std(ddof=1))
+        cosine = shuffled @ shuffled.T
+        square += float(np.square(cosine).sum() - np.square(np.diag(cosine)).sum()) / (len(y) * (len(y) - 1))
+        largest += max((group.evidence for group in _groups(cosine, least)), default=0.0)
+    return max(_MARGIN * largest / _SHUFFLES, _LEAST_DEVIATIONS * (square / _SHUFFLES) ** 0.5)
 
 
 def _groups(cosine: Floats, least: int) -> list[_Group]:
@@ -110,7 +117,9 @@ def _groups(cosine: Floats, least: int) -> list[_Group]:
             open_nodes += [joined.left, joined.right]
             continue
         all_pairs = joined.size * (joined.size - 1) / 2
-        found.append(_Group(_leaves(node, tree, n), joined.inside / all_pairs, joined.inside / all_pairs**0.5))
+        cohesion = joined.inside / all_pairs
+        evidence = float(np.arctanh(min(cohesion, _MOST_COSINE))) * all_pairs**0.5
+        found.append(_Group(_leaves(node, tree, n), min(cohesion, 1.0), evidence))
     return found
 
 

@@ -30,7 +30,6 @@ class Whitening:
         """``root`` is G, [d, d], or vectors V [d, r], gains g [r] and a gain c: G = c I + V (g - c) V^T."""
         self.centre, self.scale, self.rho, self.rows = centre, scale, rho, rows
         self._root = root
-        self._shift = -(centre.double() * scale.double()).float()
 
     @classmethod
     def fit(cls, reference: Tensor) -> Self:
@@ -73,7 +72,8 @@ class Whitening:
 
     def apply(self, x: Tensor) -> Tensor:
         """Whitened units, float32 [n, d], of units x [n, d]."""
-        z = torch.addcmul(self._shift, x.float(), self.scale).clamp_(-_FAR, _FAR)
+        # first what is exact: a coordinate may be far from 0 for how much it varies
+        z = (x.float() - self.centre).mul_(self.scale).clamp_(-_FAR, _FAR)
         return self._times_root(z)
 
     def unwhitened(self, directions: Tensor) -> Tensor:

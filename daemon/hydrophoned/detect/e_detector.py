@@ -20,7 +20,7 @@ from torch import Tensor
 from hydrophoned.detect.bets import SIZES, inflation, paid
 from hydrophoned.detect.blocks import representable
 from hydrophoned.detect.detector import Detection, Guarantee
-from hydrophoned.detect.errors import ReferenceMismatch
+from hydrophoned.detect.errors import InsufficientReference, ReferenceMismatch
 from hydrophoned.detect.evidence import Evidence, Reached
 from hydrophoned.detect.projection import halves
 from hydrophoned.detect.tolerance import taken_off
@@ -47,13 +47,14 @@ class EDetector:
     """Watches dense units for a change of any kind. See the module.
 
     ``direction`` [d] is what to project raw units on to see the last detected change, of length 1 and positive towards
-    it; None before one, and where it was in spread or size rather than along a line.
+    it: the witness of y with most evidence. None before one, and where none of these has reached the threshold by
+    itself: a change of spread or size has no direction.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> reference, units = torch.randn(400, 8, generator=generator), torch.randn(192, 8, generator=generator)
     >>> detector = EDetector(reference, run_length=5_000, generator=generator)
     >>> detector.update(units), [found.unit for found in detector.update(units[:64] + 1)][:1]
-    ([], [203])
+    ([], [201])
     """
 
     name: ClassVar[str] = "betting"
@@ -69,6 +70,11 @@ class EDetector:
         if not 1 <= run_length < math.inf:
             raise ValueError(f"run_length is {run_length}: it is a number of units, at least 1")
         learn, calibrate = halves(reference, LEAST_UNITS, generator)
+        if any(bool((half == half[0]).all()) for half in (learn, calibrate)):
+            raise InsufficientReference(
+                f"all units of one half of the reference's {len(learn) + len(calibrate)} are the same: too few vary to "
+                "tell anything of a change"
+            )
         self._run_length = float(run_length)
         each = run_length * _EXPERTS * len(SIZES)  # what a bet alone must reach
         self._features = UnitFeatures(learn)
@@ -146,10 +152,10 @@ class EDetector:
         return found
 
     def _raw(self, scores: Scores, reached: Reached) -> Tensor | None:
-        column, _ = reached.bet
-        along = self._witnesses.along(scores, reached.place, column) if column < Witnesses.columns else None
-        if along is None:
+        evidence, column = reached.evidence[: Witnesses.lines].amax(1).max(0)
+        if float(evidence) < self._run_length:
             return None
+        along = self._witnesses.along(scores, reached.place, int(column))
         return torch.nn.functional.normalize(self._features.whitening.unwhitened(along[:, None])[:, 0], dim=0)
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from torch import Tensor
 
 
 class Reached(NamedTuple):
-    """The evidence reached the threshold at place ``place`` of the units given; ``bet`` (row, column) has most of it.
+    """The mean of ``evidence`` [m, s], R of each bet, reached the threshold at place ``place`` of the units given.
 
-    ``began`` is the first unit since when that bet has grown more than it has shrunk (the start of a CUSUM's run).
+    ``began`` is the first unit since when the bet with most of it grew more than it shrank: where a CUSUM's run starts.
     """
 
     place: int
     statistic: float
-    bet: tuple[int, int]
+    evidence: Tensor
     began: int
 
 
@@ -64,8 +64,8 @@ class Evidence(NamedTuple):
             above, began = evidence._run(own[: last + 1], unit[start : start + last + 2])
             if not len(over):
                 return Evidence(restarted[last].clone(), above, began), found
-            bet = divmod(int(restarted[last].argmax()), paid.shape[2])
-            found.append(Reached(start + last, float(statistic[last]), bet, int(began[bet])))
+            most = int(began.flatten()[restarted[last].argmax()])
+            found.append(Reached(start + last, float(statistic[last]), restarted[last].clone(), most))
             nothing = torch.zeros_like(evidence.restarted)
             start += last + 1
             evidence = Evidence(nothing, nothing, torch.full_like(began, int(unit[start])))

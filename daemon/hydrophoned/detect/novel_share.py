@@ -32,8 +32,9 @@ class NovelShare:
     least the threshold, and an alarm within T units has a probability of at most T / threshold, over references as well
     as units.
 
-    After a detection the units since the change began are forgotten; those before it go on telling what is usual. A
-    share that grows so slowly that it is learnt as it grows is not found. A share that falls is no novelty.
+    Only a novel unit raises a detection. After one the units since the change began are forgotten; those before it go
+    on telling what is usual. A share that grows so slowly that it is learnt as it grows is not found. A share that
+    falls is no novelty.
 
     A unit is its p-value: tensors are [n, 1]. NaN is left out and counted.
     """
@@ -107,9 +108,10 @@ class NovelShare:
             if not abs(p) < float("inf"):
                 self.left_out += 1
                 continue
-            self._watch(p <= self.level, unit)
+            novel = p <= self.level
+            self._watch(novel, unit)
             statistic = self.statistic
-            if statistic >= self._run_length:
+            if novel and statistic >= self._run_length:
                 most = max(range(len(ODDS)), key=self._run.__getitem__)
                 found.append(Detection(unit, statistic, self._run_length, self._run_began[most]))
                 self._seen, self._seen_novel = self._run_seen[most], self._run_novel[most]

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from hydrophoned.detect.blocks import representable
 from hydrophoned.detect.errors import InsufficientReference, ReferenceMismatch
 from hydrophoned.detect.novelty_head import Head
 from hydrophoned.detect.novelty_parts import TWO_SIDED, WEIGHTS, NoveltyParts, Reference
@@ -178,7 +179,7 @@ def _known(reference: Tensor, labels: Tensor | None, fvu: Tensor | None) -> Refe
 
 
 def _finite(x: Tensor, fvu: Tensor | None) -> Tensor:
-    finite: Tensor = torch.linalg.vector_norm(x, dim=1).square().isfinite()
+    finite = representable(x)
     return finite if fvu is None else finite & fvu.isfinite()
 
 
@@ -188,18 +189,20 @@ def _cross_fitted(known: Reference, head: Head | None) -> tuple[NoveltyParts, Te
     All parts are fitted to as many units, so that what is new to them scores alike by any of them. Those fitted to all
     n would know the next unit better than the parts knew the reference that it is ranked among.
     """
+    n = len(known.x)
     folds = _FOLDS if min(known.x.shape) <= _WIDE else _FOLDS // 2
-    fold = torch.arange(len(known.x), device=known.x.device) % folds
-    fitted = [NoveltyParts.of(known.take(fold != number), head) for number in range(folds)]
-    if len({parts.names for parts in fitted}) > 1:
-        raise InsufficientReference(
-            "classes are too rare in the reference to be told from each other: label more of it"
-        )
-    scores = torch.empty(len(known.x), len(fitted[0].names), dtype=torch.float64, device=known.x.device)
-    for number, parts in enumerate(fitted):
+    fold = torch.arange(n, device=known.x.device) % folds
+    first = NoveltyParts.of(known.take(fold != 0), head)
+    scores = torch.empty(n, len(first.names), dtype=torch.float64, device=known.x.device)
+    for number in range(folds):
+        parts = first if number == 0 else NoveltyParts.of(known.take(fold != number), head)
+        if parts.names != first.names:
+            raise InsufficientReference(
+                "classes are too rare in the reference to be told from each other: label more of it"
+            )
         (of_fold,) = (fold == number).nonzero(as_tuple=True)
         for start in range(0, len(of_fold), _AT_ONCE):
             places = of_fold[start : start + _AT_ONCE]
             held = known.take(places)
             scores[places] = parts.scores(held.x, held.fvu)
-    return fitted[0], scores
+    return first, scores

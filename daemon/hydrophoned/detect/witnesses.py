@@ -102,6 +102,8 @@ class Witnesses:
     """Those of a stream of features, from a ``mean`` [2, d] and a ``deviation`` [2, d] that nothing changed from."""
 
     columns: Final = len(SHORT) + 4 * len(LONG)
+    lines: Final = len(SHORT) + 2 * len(LONG)
+    """How many of the columns, the first ones, are of y."""
     memories: Final = (*SHORT, *(window * BLOCK for _ in range(2) for window in LONG for _ in range(2)))
     """Units that each column's witness is the mean of."""
 
@@ -138,13 +140,12 @@ class Witnesses:
         self._slowest = Made(*(part[-1:].clone() for part in scores.made))
         self.blocks += _PER
 
-    def along(self, scores: Scores, place: int, column: int) -> Tensor | None:
-        """The witness [d] of a column for the unit at ``place``, in whitened coordinates; None where it is of y^2."""
+    def along(self, scores: Scores, place: int, column: int) -> Tensor:
+        """The witness [d] of a column of y for the unit at ``place``, in whitened coordinates."""
         if column < len(SHORT):
             return self._average[column, place] @ scores.away
-        kind, rest = divmod(column - len(SHORT), 2 * len(LONG))
-        window, soft = divmod(rest, 2)
-        return None if kind else scores.made.witness[self._serves[place // BLOCK, window], 0, soft]
+        window, soft = divmod(column - len(SHORT), 2)
+        return scores.made.witness[self._serves[place // BLOCK, window], 0, soft]
 
     def _short(self, y: Tensor, away: Tensor, sketched: Tensor) -> Tensor:
         products = y @ away.T - away @ self._calibration.mean[0]

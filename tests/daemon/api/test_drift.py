@@ -112,7 +112,7 @@ def test_the_first_requests_make_the_reference_and_then_it_is_watched(changed):
     assert before.state is rest.DriftState.WATCHING
     assert (watching.reference.units, watching.reference.source, watching.reference.thin) == (400, "next", 1)
     assert watching.watched > 290
-    assert {one.name for one in watching.detectors} == {"betting", "firing"}
+    assert {one.name for one in watching.detectors} == {"betting", "firing", "novel_share"}
     assert all(one.statistic < one.threshold for one in watching.detectors)
     assert quiet == []
 
