@@ -98,7 +98,7 @@ def _by_chance(y: Floats, least: int, generator: torch.Generator) -> float:
         cosine = shuffled @ shuffled.T
         square += float(np.square(cosine).sum() - np.square(np.diag(cosine)).sum()) / (len(y) * (len(y) - 1))
         largest += max((group.evidence for group in _groups(cosine, least)), default=0.0)
-    return max(_MARGIN * largest / _SHUFFLES, _LEAST_DEVIATIONS * (square / _SHUFFLES) ** 0.5)
+    return float(max(_MARGIN * largest / _SHUFFLES, _LEAST_DEVIATIONS * (square / _SHUFFLES) ** 0.5))
 
 
 def _groups(cosine: Floats, least: int) -> list[_Group]:
