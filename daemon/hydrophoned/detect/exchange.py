@@ -18,9 +18,9 @@ from hydrophoned.analyse.permutation import rank_test
 
 LEAST_P: Final = 1e-300
 """P-values below this are given as this."""
-_STRATA: Final = 16
+_STRATA: Final = 24
 _IN_STRATUM: Final = 20  # blocks of a stratum of sizes, at least
-_SCREEN: Final = 1.6  # below this |z| the p-value is above 0.1, and need not be exact
+_SCREEN: Final = 2.0  # below this |z| the p-value is about 0.05 or more, and need not be exact
 
 
 class Exchange(NamedTuple):

@@ -101,8 +101,8 @@ class UnitBuilder:
         x = x.to(self._sum.device)
         request = self._keys(metadata.request.cpu().numpy())
         time = metadata.time.cpu().numpy()
-        self._now = max(self._now, int(time.max()))
-        ended = [self._close_idle()]
+        # a batch may reach over a longer time than that: who goes on in it has not ended before it
+        ended = [self._close_idle(int(time.min()))]
         keys, first, place = np.unique(request, return_index=True, return_inverse=True)
         by_arrival = np.argsort(first)
         for start in range(0, len(keys), self.max_open):
@@ -113,6 +113,7 @@ class UnitBuilder:
             slots = slot_of[place]
             inside = (slots >= 0).nonzero()[0]
             self._add(x, inside, slots[inside], time)
+        ended.append(self._close_idle(int(time.max())))
         return _joined(ended)
 
     def flush(self) -> Units:
@@ -183,7 +184,8 @@ class UnitBuilder:
         both = torch.cat([self._sample[there], drawn], 1)
         self._sample[there] = both[torch.arange(len(there), device=device)[:, None], which]
 
-    def _close_idle(self) -> Units:
+    def _close_idle(self, now: int) -> Units:
+        self._now = max(self._now, now)
         limit = self._now - self.idle_us
         return self._close([key for key, slot in self._slots.items() if self._end[slot] < limit])
 

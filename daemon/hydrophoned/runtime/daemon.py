@@ -164,7 +164,7 @@ class Daemon:
 
     def restore(self) -> None:
         """Take up streams, requests and producers of a former run."""
-        if self.config.split_by:
+        if self.config.split_by or self.config.drift.enabled:
             for row in self.reader.latest_attributes(_LATEST_REQUESTS).to_pylist():
                 self.attributes.add(row["request_key"], json.loads(row["attributes"]))
         self.streams.restore(_stream_rows(self.reader))

@@ -68,6 +68,14 @@ def test_a_request_ends_when_no_row_of_it_has_come_for_a_while():
     assert builder.flush().request.tolist() == [7]
 
 
+def test_a_request_goes_on_in_a_batch_that_reaches_over_a_long_time():
+    builder = UnitBuilder(WIDTH, generator=seeded(), idle_us=5 * SECOND)
+    assert builder.update(torch.ones(2, WIDTH), metadata([1, 2], [0, 0])).count == 0
+    ended = builder.update(torch.ones(4, WIDTH), metadata([2, 3, 4, 5], [SECOND, 2 * SECOND, 60 * SECOND, 61 * SECOND]))
+    assert (ended.request.tolist(), ended.rows.tolist()) == ([1, 2, 3], [1, 2, 1])
+    assert builder.flush().request.tolist() == [4, 5]
+
+
 def test_the_request_unseen_for_longest_gives_way():
     builder = UnitBuilder(WIDTH, generator=seeded(), max_open=3)
     rows = torch.ones(1, WIDTH)
