@@ -51,8 +51,8 @@ class WatchingDetector(RestModel):
     """A detector at work on a stream."""
 
     name: str = Field(
-        description="betting: means and variances of the rows; firing: which features fire; novel_share: how many requests "
-        "are novel"
+        description="betting: means and variances of the rows; firing: which features fire; novel_share: how many "
+        "requests are novel"
     )
     guarantee: str = Field(
         description="what holds while nothing changes: run_length (at least run_length units between false alarms, on "
