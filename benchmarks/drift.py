@@ -81,7 +81,7 @@ def _measure(options: argparse.Namespace) -> None:
     if "novelty" in options.only:
         import drift_novelty
 
-        drift_novelty.run(report, quick=options.quick)
+        drift_novelty.run(report, folder=options.cache, quick=options.quick)
     print()
     for key, value in report.ratios.items():
         print(f"{key:52} {value:.4f}")

@@ -26,13 +26,13 @@ def rows(count, seed, time=0):
     )
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("variant", ["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "l1"])
 @pytest.mark.parametrize("normalise", ["scale", "whiten"])
 def test_it_encodes_as_the_dictionary_did(variant, normalise):
     config = LearnerConfig(
         features=64, k=4, variant=variant, normalise=normalise, batch_rows=128, buffer_rows=256, warmup_rows=256
     )
-    torch.set_grad_enabled(False)
     learner = StreamLearner(1, WIDTH, config)
     learner.observe(rows(2048, 0))
     assert learner.dictionary_version
