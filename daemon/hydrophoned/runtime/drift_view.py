@@ -18,7 +18,7 @@ from hydrophone_schemas.rest import (
     WatchingDetector,
 )
 
-from hydrophoned.api.errors import Refused
+from hydrophoned.api.errors import Refused, Unavailable
 from hydrophoned.api.times import to_datetime
 from hydrophoned.detect.errors import InsufficientReference
 from hydrophoned.learn.learner import StreamLearner
@@ -95,9 +95,11 @@ class DriftView:
         return sorted(clusters, key=lambda cluster: -cluster.size)
 
     def _watching(self, stream_id: str) -> Any:
-        """The watch, for use in the learner's thread; raises Refused (409) where there is none."""
+        """The watch, for use in the learner's thread; raises Refused (409) where there is none, Unavailable before."""
         stream = self._streams.get(stream_id)
         watching = None if stream is None else stream.worker.watching
+        if watching is None and stream is not None and not stream.worker.status:
+            raise Unavailable(f"the learner of {stream_id} is starting; ask again in a moment")
         if watching is None:
             raise Refused(
                 HTTPStatus.CONFLICT,

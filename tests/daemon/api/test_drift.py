@@ -1,6 +1,7 @@
 """Drift over REST, of a real daemon whose stream changes: found, told, and taken for the new normal."""
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
@@ -40,6 +41,14 @@ class Watched:
         self.count = 0
         asyncio.run(self._start())
 
+    def _await_learner(self):
+        worker = self.daemon.streams.by_key(self.key).worker
+        for _ in range(600):
+            if worker.status:
+                return
+            time.sleep(0.1)
+        raise AssertionError("the learner did not start within a minute")
+
     async def _start(self):
         self.daemon = Daemon(self.config)
         self.daemon.restore()
@@ -49,6 +58,7 @@ class Watched:
     def restart(self):
         self.close()
         asyncio.run(self._start())
+        self._await_learner()
 
     def close(self):
         asyncio.run(self.daemon.close())
