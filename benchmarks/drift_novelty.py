@@ -21,7 +21,7 @@ directions of 90% of the variance), ``fvu``, and for a classifier ``msp`` and ``
 ``novelty_digits_worst``        the least of the four
 ``novelty_topic``               sentences, mean rows of SmolLM2: each of the topics left out is new in turn, mean;
                                 ``novelty_topic_worst``: the least; needs HYDROPHONE_BENCH_STATEMENTS
-``novelty_ks_share``            share of 50 splits in which the p-values of 200 units not used are told from uniform at
+``novelty_ks_share``            share of 200 splits in which the p-values of 200 units not used are told from uniform at
                                 0.01 (Kolmogorov & Smirnov), requests of code; ``_gauss``: of a power-law Gaussian;
                                 ``_in_sample``: rival, ranks of Mahalanobis distances among the units it was fitted to
 ``novelty_reject_share``        share of all these units with p <= 0.01; ``..._gauss``, ``..._in_sample``
@@ -55,7 +55,7 @@ def run(report: Any, *, quick: bool, folder: Path = CACHE) -> None:
     _language_model(report, quick=quick, folder=folder)
     _digits(report, seeds=range(100, 101 if quick else 105))
     _topics(report, quick=quick)
-    _gaussian(report, splits=10 if quick else 50)
+    _gaussian(report, splits=10 if quick else 200)
     _share(report, quick=quick)
     _noise(report, times=2 if quick else 40)
 
@@ -150,7 +150,7 @@ def _language_model(report: Any, *, quick: bool, folder: Path) -> None:
             _clusters(report, unit, fvu, (reference, usual, ~code))
             _cost(report, unit, fvu, reference)
     figures.report(report)
-    _uniform(report, unit[code & ~of_dictionary], fvu[code & ~of_dictionary], "", splits=10 if quick else 50)
+    _uniform(report, unit[code & ~of_dictionary], fvu[code & ~of_dictionary], "", splits=10 if quick else 200)
 
 
 def _of_other_files(requests: Any, reference: Tensor, usual: Tensor) -> tuple[Tensor, Tensor]:

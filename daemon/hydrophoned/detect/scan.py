@@ -61,6 +61,8 @@ class ScanDetector:
     ) -> None:
         """For a ``reference`` [n, d], in blocks of ``block`` units and so many ``windows``, each twice the one before.
 
+        No window is longer than half of the reference.
+
         Raises InsufficientReference for fewer than ``LEAST_UNITS`` finite units, or units that are all the same.
         """
         if not 1 <= run_length < math.inf:
@@ -71,6 +73,8 @@ class ScanDetector:
         self._run_length = float(run_length)
         groups = Groups(self._features.coordinates, frequencies)
         features = self._features.sums(held_out, 1)
+        # over a longer window the error of the reference's own mean is the larger part
+        windows = min(windows, max(1, int(math.log2(len(held_out) / block)) + 1))
         self._tails, self._threshold = calibrated(
             features, groups, block=block, windows=windows, run_length=run_length, generator=generator
         )

@@ -13,10 +13,11 @@ from torch import Tensor
 
 KINDS: Final = 7
 """Statistics of a window."""
-_REFERENCES: Final = 32
-_STREAMS: Final = 4  # of each reference
+_REFERENCES: Final = 64
+_STREAMS: Final = 2  # of each reference
 _BLOCKS: Final = 65_536  # of all streams together, at most
 _POOL: Final = 8192  # units that streams are drawn from, at most
+_MARGIN: Final = 2.0  # standard errors
 _QUANTILE: Final = 0.9
 _LEVELS: Final = 256
 _LEAST_ALARMS: Final = 8
@@ -112,8 +113,8 @@ def calibrated(
 ) -> tuple[Tails, float]:
     """The tails, and the threshold at which streams like standardised ``features`` [n, p] have a mean run length.
 
-    Streams are drawn from ``features`` with replacement, several to be standardised by each of 32 other such draws of n
-    units. The threshold is that at which the mean over these of alarms per unit, and one standard error of it, are at
+    Streams are drawn from ``features`` with replacement, several to be standardised by each of 64 other such draws of n
+    units. The threshold is that at which the mean over these of alarms per unit, and two standard errors of it, are at
     most 1 / run_length. Beyond the run lengths that can be drawn the logarithm of the run length is taken to be linear
     in the threshold, as for an exponential tail.
     """
@@ -156,7 +157,7 @@ def _threshold(record: Tensor, run_length: float) -> float:
     below = below.view(references, -1, len(level)).double()
     alarms = (below < length).sum(1)
     rate = alarms / (below.sum(1) + alarms)
-    rate = rate.mean(0) + rate.std(0) / references**0.5
+    rate = rate.mean(0) + _MARGIN * rate.std(0) / references**0.5
     enough = alarms.sum(0) >= _LEAST_ALARMS
     level, length_at = level[enough].double(), (1 / rate[enough]).cummax(0).values
     if float(length_at[-1]) >= run_length:
