@@ -25,7 +25,7 @@ directions of 90% of the variance), ``fvu``, and for a classifier ``msp`` and ``
                                 0.01 (Kolmogorov & Smirnov), requests of code; ``_gauss``: of a power-law Gaussian;
                                 ``_in_sample``: rival, ranks of Mahalanobis distances among the units it was fitted to
 ``novelty_reject_share``        share of all these units with p <= 0.01; ``..._gauss``, ``..._in_sample``
-``novelty_share_run_length``    of the share of novel units: measured over promised run length, references of 1,000;
+``novelty_share_run_length``    of the share of novel units: measured over promised run length, references of 200;
                                 ``..._known``: rival, the same bets with the share taken to be 0.01
 ``novelty_share_delay_S``       median units until a share of 0.01 that became S is told, promised run length 20,000
 ``novelty_clusters_of_noise``   clusters found per buffer of 512 units of noise
@@ -331,23 +331,27 @@ def _topics(report: Any, *, quick: bool) -> None:
 def _share(report: Any, *, quick: bool) -> None:
     from hydrophoned.detect.novel_share import NovelShare
 
-    reference, level = 1000, 0.01
-    ranks = (torch.arange(1, reference + 1, dtype=torch.float64) / (reference + 1))[:, None]
+    level = 0.01
     streams, watched, promised = (10 if quick else 60), 40_000, 2000.0
     alarms, known = 0, 0
     for seed in range(streams):
-        p = _p_values(reference, watched, seed)
-        alarms += len(NovelShare(ranks, run_length=promised, level=level).update(p[:, None]))
+        p = _p_values(200, watched, seed)
+        alarms += len(NovelShare(_ranks(200), run_length=promised, level=level).update(p[:, None]))
         known += _alarms_of_known(p <= level, level, promised)
     report.add("novelty_share_run_length", streams * watched / max(alarms, 1) / promised)
     report.add("novelty_share_run_length_known", streams * watched / max(known, 1) / promised)
     for share in (0.03, 0.1, 0.3):
         delays = []
         for seed in range(10 if quick else 40):
-            p = _p_values(reference, 6000, seed, share=(share - level) / (1 - level), since=1000)
-            found = NovelShare(ranks, run_length=20_000.0, level=level).update(p[:, None])
+            p = _p_values(1000, 6000, seed, share=(share - level) / (1 - level), since=1000)
+            found = NovelShare(_ranks(1000), run_length=20_000.0, level=level).update(p[:, None])
             delays.append(next((one.unit - 999 for one in found if one.unit >= 1000), 5000))
         report.add(f"novelty_share_delay_{share:g}", float(sorted(delays)[len(delays) // 2]))
+
+
+def _ranks(reference: int) -> Tensor:
+    """p-values of the units of a reference, [n, 1]."""
+    return (torch.arange(1, reference + 1, dtype=torch.float64) / (reference + 1))[:, None]
 
 
 def _p_values(reference: int, units: int, seed: int, *, share: float = 0.0, since: int = 0) -> Tensor:
