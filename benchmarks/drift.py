@@ -2,10 +2,10 @@
 
     python benchmarks/drift.py [--quick] [--only PART ...] [--json FILE] [--cache FOLDER] [--processes N]
 
-Parts, each in a file that says at its top what its keys mean: run_length, delay, speed, firing, attribution and novelty
-(drift_NAME.py; firing also in drift_per_feature.py). Peers are those of the ``bench-drift`` extra that are installed:
-alibi-detect, river, frouros and evidently; what is not like for like is said at the top of drift_peers.py. Rows are
-layer 15 of SmolLM2 (d = 576), captured once into the cache folder. How run lengths and delays are counted says
+Parts, each in a file that says at its top what its keys mean: run_length, delay, speed, firing, attribution, novelty
+and demo (drift_NAME.py; firing also in drift_per_feature.py). Peers are those of the ``bench-drift`` extra that are
+installed: alibi-detect, river, frouros and evidently; what is not like for like is said at the top of drift_peers.py.
+Rows are layer 15 of SmolLM2 (d = 576), captured once into the cache folder. How run lengths and delays are counted says
 drift_protocol.py. All settings of ours are the defaults. The figures that sum it up:
 
 ``arl_ratio``                   measured over promised run length, the worst of ten settings by its lower 95% bound
@@ -18,13 +18,14 @@ drift_protocol.py. All settings of ours are the defaults. The figures that sum i
 ``per_feature_false_share``     of what is told of each feature by itself, while nothing changes
 ``attribution_precision``, ``attribution_false_share``, ``change_time_error``     of what is named after a detection
 ``novelty_...``                 areas under the curve of the fused score
+``demo_...``                    alarms, delay and features named in the stream of ``hydrophone demo``
 """
 
 import argparse
 import os
 from pathlib import Path
 
-PARTS = ("run_length", "delay", "speed", "firing", "attribution", "novelty")
+PARTS = ("run_length", "delay", "speed", "firing", "attribution", "novelty", "demo")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hydrophone-bench"
 ROWS, QUICK_ROWS = 212_992, 45_056
 
@@ -82,6 +83,10 @@ def _measure(options: argparse.Namespace) -> None:
         import drift_novelty
 
         drift_novelty.run(report, folder=options.cache, quick=options.quick)
+    if "demo" in options.only:
+        import drift_demo
+
+        drift_demo.run(report, quick=options.quick, folder=options.cache, processes=processes)
     print()
     for key, value in report.ratios.items():
         print(f"{key:52} {value:.4f}")

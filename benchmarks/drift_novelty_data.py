@@ -62,7 +62,7 @@ def _capture(code: int, prose: int) -> tuple[np.ndarray[Any, Any], dict[str, np.
 
     documents = builtin_documents()
     random.Random(0).shuffle(documents)  # noqa: S311  an order, not a secret
-    layer = _Layer()
+    layer = Layer()
     stretches: dict[str, list[list[tuple[int, int, list[int]]]]] = {"code": [], "prose": []}
     for number, document in enumerate(documents):
         ids = layer.tokens(document.text)
@@ -92,7 +92,7 @@ def _in_turn(groups: list[list[Any]], count: int) -> list[Any]:
     return found[:count]
 
 
-class _Layer:
+class Layer:
     """A layer of SmolLM2 and what comes before it."""
 
     def __init__(self) -> None:
@@ -108,6 +108,7 @@ class _Layer:
         self._caught.append(output[0] if isinstance(output, tuple) else output)
 
     def tokens(self, text: str) -> list[int]:
+        """Ids of a text's tokens."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
@@ -208,7 +209,7 @@ def sentences() -> Sentences | None:
     if not path:
         return None
     lines = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    layer = _Layer()
+    layer = Layer()
     ids = [layer.tokens(line["text"]) for line in lines]
     unit = torch.zeros(len(lines), 576)
     lengths = np.array([len(one) for one in ids])
