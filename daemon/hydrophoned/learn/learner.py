@@ -222,6 +222,11 @@ class StreamLearner:
         return self.publication.version
 
     @property
+    def rows_staged(self) -> int:
+        """Rows taken in that wait for more before they are handled."""
+        return self._staging.count
+
+    @property
     def rows_learned(self) -> int:
         """Fresh rows that went through a training step."""
         return self.trainer.rows_learned

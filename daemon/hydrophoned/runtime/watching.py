@@ -58,7 +58,7 @@ class Watching:
 
     def advance(self, now: int) -> None:
         """Let time pass to ``now`` (UTC us): when no row has come for a while, the open requests have ended."""
-        if self._rows != self._rows_before:
+        if self._rows != self._rows_before or self.learner.rows_staged:  # those may be of requests that are open
             self._rows_before, self._quiet_since = self._rows, now
         elif now - self._quiet_since > self.watch.units.idle_us and self.watch.units.open:
             self._guarded(lambda: self._tell(self.watch.flush()))
