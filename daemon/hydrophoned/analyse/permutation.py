@@ -215,7 +215,8 @@ def _approximate(p: Floats, scores: _Scores, design: _Design, total: Floats, mea
 def _tail(w: Floats, v: Floats) -> Floats:
     """1 - Phi(w) + phi(w) (1/v - 1/w); what cannot be told apart from 0 is 0."""
     near = np.minimum(w, _FAR)
-    normal: Floats = torch.special.ndtr(-torch.from_numpy(near)).numpy()
+    # not by the distribution function, which is 1 - erf and has no digits left below 1e-16
+    normal: Floats = torch.special.erfc(torch.from_numpy(near) / 2**0.5).numpy() / 2
     tail = normal + np.exp(-(near**2) / 2) / np.sqrt(2 * np.pi) * (1 / v - 1 / near)
     # beyond the largest w the product with 1/v is what is left of the sum, and no more than the normal tail's order
     return np.where(w > _FAR, 0.0, np.where(np.isfinite(tail), tail, 1.0))

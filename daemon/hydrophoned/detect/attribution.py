@@ -18,7 +18,7 @@ from hydrophoned.detect.concentration import Concentration, concentrations
 from hydrophoned.detect.errors import InsufficientReference, ReferenceMismatch
 from hydrophoned.detect.exchange import Exchange, discovery_q, mean_test, share_test
 from hydrophoned.detect.fired import Fired
-from hydrophoned.detect.unit_features import UnitFeatures
+from hydrophoned.detect.unit_features import UnitDirections
 
 LEAST_UNITS: Final = 8
 """Units on each side, at least."""
@@ -127,8 +127,12 @@ class Attribution(NamedTuple):
         return order[np.isfinite(self.after[order])][:limit].astype(np.int64)
 
 
-def attribute(before: Side, after: Side, *, features: int = 0) -> Attribution:
+def attribute(
+    before: Side, after: Side, *, features: int = 0, directions: tuple[Tensor, Tensor] | None = None
+) -> Attribution:
     """What changed from ``before`` to ``after``, with firings of a dictionary of ``features`` features.
+
+    ``directions`` [n, d] and [m, d] of these units (:mod:`.unit_features`) may be given where they are known.
 
     Raises InsufficientReference for fewer than ``LEAST_UNITS`` finite units on a side, ReferenceMismatch for sides of
     other widths or with features that the dictionary has not.
@@ -149,7 +153,9 @@ def attribute(before: Side, after: Side, *, features: int = 0) -> Attribution:
     fired = _fired(sides, features)
     changed = None if fired is None else _feature_changes(fired, features, exchange, n, m)
     y, spread = _standard(sides)
-    places, direction = _along(sides, y, exchange, fired, changed)
+    if directions is not None:
+        directions = directions[0][torch.from_numpy(kept[0])], directions[1][torch.from_numpy(kept[1])]
+    places, direction = _along(sides, y, exchange, fired, changed, directions)
     found: list[Concentration] = []
     if places is not None and before.attributes is not None and after.attributes is not None:
         named = [side.attributes or () for side in sides]
@@ -313,6 +319,7 @@ def _along(
     exchange: Exchange,
     fired: list[tuple[Ints, Ints]] | None,
     changed: FeatureChanges | None,
+    directions: tuple[Tensor, Tensor] | None,
 ) -> tuple[tuple[Floats, Floats] | None, Direction]:
     """Places of the units by shift, spread and firings together, each as far as it tells the sides apart."""
     raw = (sides[1].mean.mean(0) - sides[0].mean.mean(0)).float()
@@ -320,8 +327,10 @@ def _along(
     direction = Direction(raw / size if size > 0 else None, None, None)
     parts = []
     if bool((y[0] != 0).any()):
-        of_units = UnitFeatures(sides[0].mean)
-        z = [of_units.of(side.mean).values[0].clamp(-_CLIP, _CLIP) for side in sides]
+        if directions is None:
+            known = UnitDirections(sides[0].mean)
+            directions = known.directions(sides[0].mean)[0], known.directions(sides[1].mean)[0]
+        z = [one.clamp(-_CLIP, _CLIP) for one in directions]
         shift = along(z[0], z[1])
         direction = direction._replace(length=max(shift.squared, 0.0) ** 0.5, z=_errors(shift, z, exchange))
         wide = [_spread(one) for one in y]

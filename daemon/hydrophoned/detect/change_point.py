@@ -16,14 +16,14 @@ The interval is that of the likelihood (Hinkley 1970, "Inference about the chang
 variables"), of the units' places along the change.
 """
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from hydrophoned.detect.along import along
 from hydrophoned.detect.fired import Fired
-from hydrophoned.detect.unit_features import UnitFeatures
+from hydrophoned.detect.unit_features import UnitDirections
 
 LEAST_REFERENCE: Final = 32
 LEAST_UNITS: Final = 8
@@ -34,6 +34,7 @@ _ROUNDING: Final = 1e-6  # of the size of a value: what varies less does not var
 _LEAST_AFTER: Final = 3
 _ORDERS: Final = 99
 _BLOCKS: Final = 128
+_PRODUCTS: Final = 1024  # blocks whose products with each other are worked out beforehand, at most
 _HELD_OUT: Final = 4  # every fourth unit of the reference
 _WITHIN: Final = 6.0  # log-likelihood; 3.7 would hold the true one in 95% of cases, were direction and size known
 
@@ -59,20 +60,48 @@ class ChangePoint(NamedTuple):
     reference_units: int
 
 
+class Directions(NamedTuple):
+    """Units of a reference and the latest ones as they are looked at, for whoever looks at them more than once.
+
+    ``reference`` float32 [r, d] and ``recent`` [n, d] are their directions (:mod:`.unit_features`), the sizes [r] and
+    [n] are how long they were. Units of the reference that are ``held_out``, bool [r], had no part in the whitening.
+    """
+
+    reference: Tensor
+    reference_size: Tensor
+    recent: Tensor
+    recent_size: Tensor
+    held_out: Tensor
+
+    @classmethod
+    def of(cls, reference: Tensor, recent: Tensor) -> Self:
+        """Those of finite units ``reference`` [r, d], and of ``recent`` [n, d]: not finite where these are not."""
+        held_out = torch.arange(len(reference), device=reference.device) % _HELD_OUT == 0
+        known = UnitDirections(reference[~held_out])
+        return cls(*known.directions(reference), *known.directions(recent), held_out)
+
+
 def change_point(
-    reference: Tensor, recent: Tensor, *, generator: torch.Generator, direction: Tensor | None = None
+    reference: Tensor,
+    recent: Tensor,
+    *,
+    generator: torch.Generator,
+    direction: Tensor | None = None,
+    directions: Directions | None = None,
 ) -> ChangePoint | None:
     """The change point of units ``recent`` [n, d], in order of time, against those of ``reference`` [r, d].
 
     None where there is no change to be seen, or where there are too few units to look at. With a ``direction`` [d] only
-    the projections x . direction are looked at. Units that are not finite are passed over.
+    the projections x . direction are looked at. Units that are not finite are passed over. ``directions`` may be given
+    where they are known, of these very units, those of the reference being finite.
     """
     reference = reference[reference.isfinite().all(1)]
     (kept,) = recent.isfinite().all(1).nonzero(as_tuple=True)
     if len(reference) < LEAST_REFERENCE or len(kept) < LEAST_UNITS or not bool((reference != reference[0]).any()):
         return None
     if direction is None:
-        found = _surest(_views(reference, recent[kept]), generator)
+        known = directions or Directions.of(reference, recent)
+        found = _surest(_views(known, kept), generator)
     else:
         found = _surest({"direction": _projected(reference, recent[kept], direction)}, generator)
     if found is None:
@@ -110,16 +139,12 @@ def _surest(views: dict[str, Values], generator: torch.Generator) -> ChangePoint
     return ChangePoint(unit, low, high, of, strength, p, len(recent), len(reference))
 
 
-def _views(reference: Tensor, recent: Tensor) -> dict[str, Values]:
-    held_out = torch.arange(len(reference), device=reference.device) % _HELD_OUT == 0
-    features = UnitFeatures(reference[~held_out])
-    (y, _), size = features.of(reference)
-    (y_recent, _), size_recent = features.of(recent)
-    y, y_recent = y.clamp(-_CLIP, _CLIP), y_recent.clamp(-_CLIP, _CLIP)
+def _views(known: Directions, kept: Tensor) -> dict[str, Values]:
+    y, y_recent = known.reference.clamp(-_CLIP, _CLIP), known.recent[kept].clamp_(-_CLIP, _CLIP)
     return {
         "mean": (y, y_recent),
-        "spread": _standard(y[held_out].square().log1p(), y_recent.square().log1p()),
-        "size": _standard(size[held_out, None], size_recent[:, None]),
+        "spread": _standard(y[known.held_out].square().log1p(), y_recent.square().log1p()),
+        "size": _standard(known.reference_size[known.held_out, None], known.recent_size[kept, None]),
     }
 
 
@@ -152,12 +177,15 @@ def _standardised(before: Tensor, values: Tensor, size: int, generator: torch.Ge
     units[-1] = len(values) - size * (watched - 1)
     units[-1 - watched] = len(before) - size * (len(blocks) - watched - 1)
     blocks -= units[:, None] * (blocks.sum(0) / units.sum())
+    blocks = blocks.double()
+    products = blocks @ blocks.T if len(blocks) <= _PRODUCTS else None
     found = torch.empty(1 + _ORDERS)
     for number in range(1 + _ORDERS):
         order = torch.randperm(len(blocks), generator=generator) if number else torch.arange(len(blocks))
-        last = order[-watched:].to(values.device)
-        after = units[last].flip(0).cumsum(0)
-        away = blocks[last].flip(0).cumsum(0).square().sum(1)
+        last = order[-watched:].flip(0).to(values.device)
+        after = units[last].cumsum(0)
+        pairs = blocks[last] @ blocks[last].T if products is None else products[last[:, None], last]
+        away = (2 * pairs.tril(-1).sum(1) + pairs.diagonal()).cumsum(0)  # squared lengths of the sums from the end
         found[number] = float((away / after / (1 - after / units.sum())).max())
     return (found - found[1:].mean()) / found[1:].std().clamp_min(1e-30)
 

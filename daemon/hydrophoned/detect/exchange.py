@@ -197,8 +197,9 @@ def student_p(t: Floats, freedom: NDArray[Any] | float) -> Floats:
     """
     nu = np.asarray(freedom, dtype=np.float64)
     normal = (8 * nu + 1) / (8 * nu + 3) * np.sqrt(nu * np.log1p(np.square(t) / nu))
-    tail: Floats = torch.special.ndtr(-torch.from_numpy(np.atleast_1d(normal))).numpy()
-    return np.clip(2 * tail, LEAST_P, 1.0)
+    # not by the distribution function, which is 1 - erf and has no digits left below 1e-16
+    both: Floats = torch.special.erfc(torch.from_numpy(np.atleast_1d(normal)) / 2**0.5).numpy()
+    return np.clip(both, LEAST_P, 1.0)
 
 
 def discovery_q(p: Floats, tested: Bools | None = None) -> Floats:

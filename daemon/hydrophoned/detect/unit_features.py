@@ -20,8 +20,8 @@ class Features(NamedTuple):
     size: Tensor
 
 
-class UnitFeatures:
-    """Features of units, from ``learn`` [n, d] finite units of the reference.
+class UnitDirections:
+    """Directions of units, from ``learn`` [n, d] finite units of the reference.
 
     Whitened units w, clipped at 6 deviations, are brought to equal length,
 
@@ -29,13 +29,30 @@ class UnitFeatures:
 
     the spatial sign (Mottonen & Oja 1995, "Multivariate spatial sign and rank methods"): where units differ in how wide
     they are (requests of 4 and of 400 tokens), wide ones would drown the others. How long w was is a feature of its
-    own, log(|w|^2 / d). ``mean`` float32 [2, d] and ``deviation`` [2, d] are those of ``values`` of the units learnt
-    from.
+    own, log(|w|^2 / d).
     """
 
     def __init__(self, learn: Tensor) -> None:
         self.whitening = Whitening.fit(learn)
-        y = self._direction(learn)[0]
+
+    def directions(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Y float32 [n, d] of units x [n, d], and how long they were, [n]."""
+        w = self.whitening.apply(x).clamp_(-_CLIP, _CLIP)
+        d = w.shape[1]
+        squared = torch.linalg.vector_norm(w, dim=1).square_()
+        w.mul_(((d + _SOFTLY) / (squared + _SOFTLY)).sqrt_()[:, None])
+        return w, (squared / d + _LEAST_SIZE).log_()
+
+
+class UnitFeatures(UnitDirections):
+    """Directions of units and their squares, from ``learn`` [n, d] finite units of the reference.
+
+    ``mean`` float32 [2, d] and ``deviation`` [2, d] are those of ``values`` of the units learnt from.
+    """
+
+    def __init__(self, learn: Tensor) -> None:
+        super().__init__(learn)
+        y = self.directions(learn)[0]
         square = y.square().clamp_(max=_CLIP**2)
         deviation = square.std(0).clamp_min_(_LEAST_SPREAD)
         self._scale, self._shift = 1 / deviation, -square.mean(0) / deviation
@@ -44,13 +61,6 @@ class UnitFeatures:
 
     def of(self, x: Tensor) -> Features:
         """Features of units x [n, d]."""
-        y, size = self._direction(x)
+        y, size = self.directions(x)
         square = y.square().clamp_(max=_CLIP**2)
         return Features(torch.stack([y, torch.addcmul(self._shift, square, self._scale)]), size)
-
-    def _direction(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        w = self.whitening.apply(x).clamp_(-_CLIP, _CLIP)
-        d = w.shape[1]
-        squared = torch.linalg.vector_norm(w, dim=1).square_()
-        w.mul_(((d + _SOFTLY) / (squared + _SOFTLY)).sqrt_()[:, None])
-        return w, (squared / d + _LEAST_SIZE).log_()
