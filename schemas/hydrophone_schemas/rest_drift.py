@@ -14,6 +14,7 @@ class DriftState(StrEnum):
     """How the watch over a stream is."""
 
     OFF = "off"
+    STARTING = "starting"
     COLLECTING = "collecting"
     INSUFFICIENT = "insufficient"
     WATCHING = "watching"
@@ -111,12 +112,12 @@ class DriftStratum(RestModel):
 
 
 class DriftStatus(RestModel):
-    """The watch over a stream as it stands now. All but stream and state are null or empty while it is off."""
+    """The watch over a stream as it stands now. All but stream, state and problem are null or empty while there is none."""
 
     stream: str = Field(description="id of the stream")
     state: DriftState = Field(
-        description="off; drifting: a drift was found and is not over; else the state of the stratum that is least "
-        "far: insufficient, collecting or watching"
+        description="off; starting: the stream's learner is being made; drifting: a drift was found and is not over; "
+        "else the state of the stratum that is least far: insufficient, collecting or watching"
     )
     problem: str | None = Field(description="what went wrong while it watched")
     units_per_second: float | None = Field(description="requests of the stream that end in a second; null if not known")
@@ -172,7 +173,7 @@ class RebaselineBody(RestModel):
 
 
 class Detection(RestModel):
-    """A drift: from a detector's alarm until none has raised one for a while. One that stays is told once."""
+    """A drift: from a detector's alarm until none has raised one for a while. One that stays is one, told ever better."""
 
     stream: str = Field(description="id of the stream")
     number: Count = Field(description="number of the drift; it counts those of the stream")
@@ -190,12 +191,23 @@ class Detection(RestModel):
     dictionary_version: Count | None = Field(
         description="version of the dictionary that features are told by; null if there was none"
     )
-    change_time: Time | None = Field(description="estimate of when the change began; null where none can be made")
+    change_time: Time | None = Field(
+        description="estimate of when the change began; null where none can be made, or where that was before all "
+        "requests that are held"
+    )
     change_low: Time | None = Field(
-        description="lower end of an interval for it, which holds the true time in 9 of 10 cases or more"
+        description="lower end of an interval for it, which holds the true time in 9 of 10 cases or more; null where it "
+        "may have been before all requests that are held"
     )
     change_high: Time | None = Field(description="upper end of that interval")
-    units_after: Count | None = Field(description="units since then that were compared with the reference")
+    telling: Count = Field(
+        description="how often it had been told before: 0 when it was found; it is told again when 64 and when 256 "
+        "requests have come since, and when it is over"
+    )
+    units_after: Count | None = Field(
+        description="units since it began that were compared with the reference: those that what is told here is told "
+        "from"
+    )
     shift: float | None = Field(
         description="by how many standard deviations these lie further along the change than the reference, on average"
     )

@@ -278,9 +278,10 @@ DETECTION: Final = _schema(
     ("units_after", pa.int64(), True),  # units after the change that were compared with the reference
     ("shift", pa.float64(), True),  # by how many standard deviations they lie further along the change
     ("changed_features", pa.int32(), True),  # features with q <= 0.1
-    ("dictionary_changed", pa.bool_()),  # by the time it was found there was a newer version of the dictionary
+    ("dictionary_changed", pa.bool_()),  # by the time it was told there was a newer version of the dictionary
+    ("telling", pa.int32()),  # 0 when it was found, then counted up; the highest counts
 )
-"""Drifts, one row when each was found."""
+"""Drifts, one row when each was found, and one more each time it was told again."""
 
 DETECTION_END: Final = _schema(("stream_key", pa.int32()), ("number", pa.int32()), ("time", TIME))
 """When a drift was over, since no alarm had been raised for a while. Another reference of its stratum ends one, too."""
@@ -298,8 +299,9 @@ DETECTION_FEATURE: Final = _schema(
     ("effect", pa.float64(), True),
     ("p", pa.float64(), True),
     ("q", pa.float64(), True),
+    ("telling", pa.int32()),
 )
-"""The features that changed most in a drift."""
+"""The features that changed most in a drift, by each telling of it."""
 
 DETECTION_REQUEST: Final = _schema(
     ("stream_key", pa.int32()),
@@ -307,8 +309,9 @@ DETECTION_REQUEST: Final = _schema(
     ("rank", pa.int32()),
     ("request_key", pa.int64()),
     ("score", pa.float64()),
+    ("telling", pa.int32()),
 )
-"""The requests that carry a drift."""
+"""The requests that carry a drift, by each telling of it."""
 
 DETECTION_ATTRIBUTE: Final = _schema(
     ("stream_key", pa.int32()),
@@ -323,8 +326,9 @@ DETECTION_ATTRIBUTE: Final = _schema(
     ("shift", pa.float64(), True),  # by how many standard deviations they moved along the change
     ("elsewhere", pa.float64(), True),  # and the others
     ("shift_q", pa.float64(), True),  # that these are alike
+    ("telling", pa.int32()),
 )
-"""Attributes of requests in which a drift is concentrated."""
+"""Attributes of requests in which a drift is concentrated, by each telling of it."""
 
 NOVEL_REQUEST: Final = _schema(
     ("stream_key", pa.int32()),

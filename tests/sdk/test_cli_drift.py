@@ -50,7 +50,7 @@ def drift(**other):
         "stream": "toy@1/x", "number": 4, "stratum": "", "time": TIME, "ended": None, "detector": "firing",
         "guarantee": "run_length", "unit": 41, "statistic": 2500.0, "threshold": 2000.0, "run_length": 2000.0,
         "reference_name": "default", "reference_version": 2, "dictionary_version": 7, "change_time": TIME,
-        "change_low": TIME, "change_high": TIME, "units_after": 30, "shift": 1.5, "changed_features": 12,
+        "change_low": TIME, "change_high": TIME, "telling": 1, "units_after": 30, "shift": 1.5, "changed_features": 12,
         "dictionary_changed": True,
     } | other  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_a_drift_says_when_what_and_who():
     assert text.startswith("drift 4 of toy@1/x, found 20")
     assert "by firing, not over\n" in text
     assert "it reached 2.5e+03 of 2e+03 at request 42 since reference 2 (default)" in text
-    assert "30 requests since lie +1.50 standard deviations along the change" in text
+    assert "what follows is of 30 requests since it began, told again since it was found\nthey lie +1.50 " in text
     assert "told by version 7 of the dictionary, before and after" in text
     lines = [line.split() for line in text.splitlines()]
     assert ["17", "-", "10.00%", "40.00%", "+0.70", "1e-06", "pro\N{REPLACEMENT CHARACTER}se"] in lines

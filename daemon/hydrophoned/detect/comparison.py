@@ -11,12 +11,13 @@ from hydrophoned.detect.config import WatchConfig
 from hydrophoned.detect.detector import Detection, Guarantee
 from hydrophoned.detect.e_detector import EDetector
 from hydrophoned.detect.errors import InsufficientReference
-from hydrophoned.detect.fired import Encoder, fired_in
+from hydrophoned.detect.fired import Encoder, Fired, fired_in
 from hydrophoned.detect.firing import FiringDetector
 from hydrophoned.detect.novel import NovelUnit, NovelUnits
 from hydrophoned.detect.novel_share import NovelShare
 from hydrophoned.detect.novelty import LEAST_UNITS
 from hydrophoned.detect.recent import RecentUnits
+from hydrophoned.detect.recent_findings import RecentFindings
 from hydrophoned.detect.reference import Reference, make_reference
 from hydrophoned.detect.units import Units
 from hydrophoned.detect.watch_state import State, of_reference, of_units, to_reference, to_units
@@ -32,7 +33,8 @@ class Alarm(NamedTuple):
     """A detector's alarm at the ``unit``-th unit watched since the reference was taken, which ended at ``time`` (us).
 
     ``began`` is how many units before that the change began by the detector's own estimate, None where it has none;
-    ``direction`` [d] is what the change is along, of raw units, None where the detector does not tell.
+    ``direction`` [d] is what the change is along, of raw units, and ``features`` int64 [c] are those that changed; None
+    where the detector does not tell.
     """
 
     detector: str
@@ -44,6 +46,7 @@ class Alarm(NamedTuple):
     run_length: float
     began: int | None
     direction: Tensor | None
+    features: Tensor | None = None
 
 
 class Comparison:
@@ -58,6 +61,8 @@ class Comparison:
         self.novel: NovelUnits | None = None
         self.found_novel: list[NovelUnit] = []
         self.recent = RecentUnits(width, config.sample_rows, config.recent_units)
+        self.findings = RecentFindings(config.recent_units)
+        self._fired_reference: Fired | None = None
         self.problem: str | None = None
         self.watched = 0
         self.references = 0
@@ -150,6 +155,7 @@ class Comparison:
 
     def _reset(self) -> None:
         self.recent.clear()
+        self.findings.clear()
         self.watched = self._phase = self._encoded_since = 0
 
     def _make_betting(self, reference: Reference, rate: float | None) -> EDetector:
@@ -197,17 +203,37 @@ class Comparison:
     def _make_firing(self, rate: float | None) -> None:
         self.firing = None
         self._encoded_since = self.watched
+        self._fired_reference = None
+        self.findings.forget_features()
         if self.encoder is None or self.reference is None or not self.config.sample_rows:
             return
         try:
+            self._fired_reference = fired_in(self.reference.units, self.encoder)
             self.firing = FiringDetector(
-                fired_in(self.reference.units, self.encoder),
+                self._fired_reference,
                 features=self.encoder.features,
                 run_length=self._run_length(self.reference, rate, "firing"),
                 generator=self._drawn(self.reference),
             )
         except InsufficientReference as error:
             self.problem = str(error)
+
+    def fired(self, encoder: Encoder) -> tuple[Fired, Fired] | None:
+        """What fired in the reference and in the latest units by ``encoder``, which tells features now."""
+        if self.reference is None or not self.config.sample_rows:
+            return None
+        if self._fired_reference is None:
+            self._fired_reference = fired_in(self.reference.units, encoder)
+        recent = self.findings.fired()
+        if recent is None:
+            recent = fired_in(self.recent.all(), encoder)
+            self.findings.tell_features(recent)
+        return self._fired_reference, recent
+
+    def told_novel(self) -> tuple[Tensor, Tensor] | None:
+        """Which units of the reference and which of the latest ones are novel, bool; None where it is not told."""
+        recent = self.findings.novel()
+        return None if self.novel is None or recent is None else (self.novel.of_reference, recent)
 
     # -- watching -----------------------------------------------------------------------------------------------
 
@@ -226,14 +252,17 @@ class Comparison:
         self.watched += units.count
         self.recent.add(units)
         alarms = [self._alarm(self.betting, one, 0, first, units) for one in self.betting.update(units.mean)]
+        fired = None
         if self.firing is not None and self.encoder is not None:
-            found = self.firing.update(fired_in(units, self.encoder))
+            fired = fired_in(units, self.encoder)
+            found = self.firing.update(fired)
             alarms += [self._alarm(self.firing, one, self._encoded_since, first, units) for one in found]
         if self.novel is not None:
             novel, told = self.novel.update(units)
             self.found_novel += novel
             if self.novel.share is not None:
                 alarms += [self._alarm(self.novel.share, one, 0, first, units) for one in told]
+        self.findings.add(units.count, fired, None if self.novel is None else self.novel.latest)
         return sorted(alarms, key=lambda alarm: alarm.unit)
 
     def _alarm(
@@ -252,6 +281,7 @@ class Comparison:
             run_length=detector.false_alarm_budget,
             began=None if found.began is None else max(0, found.unit - found.began),
             direction=detector.direction if isinstance(detector, EDetector) else None,
+            features=detector.leading if isinstance(detector, FiringDetector) else None,
         )
 
     # -- state --------------------------------------------------------------------------------------------------
@@ -262,6 +292,7 @@ class Comparison:
         own |= {"generator": self._generator.get_state()}
         own |= {one.name + ".run_length": one.false_alarm_budget for one in self.detectors}
         state: State = {"": own, "collecting": of_units(self._collecting), "recent": of_units(self.recent.all())}
+        state["findings"] = self.findings.state_dict()
         if self.reference is not None:
             state["reference"] = of_reference(self.reference)
         if self.novel is not None:
@@ -277,6 +308,7 @@ class Comparison:
         self._collecting = to_units(state["collecting"])
         self.recent.clear()
         self.recent.add(to_units(state["recent"]))
+        self.findings.load_state(state["findings"])
         self.encoder = encoder
         if "reference" not in state:
             return
@@ -291,8 +323,9 @@ class Comparison:
             self.novel = self._novel(self.reference, own.get("novel_share.run_length", SHORTEST))
             self.novel.load_state(state["novel"])
         if "firing" in state and encoder is not None:
+            self._fired_reference = fired_in(self.reference.units, encoder)
             self.firing = FiringDetector(
-                fired_in(self.reference.units, encoder),
+                self._fired_reference,
                 features=encoder.features,
                 run_length=own["firing.run_length"],
                 generator=self._drawn(self.reference),

@@ -1,5 +1,7 @@
 """Which features fired in which units."""
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -38,6 +40,19 @@ class Fired(NamedTuple):
     def none(cls) -> Self:
         """No units."""
         return cls(torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int32))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Fired"]) -> Self:
+        """The units of all ``parts``, at least one, in their order."""
+        starts = itertools.accumulate((len(part.feature) for part in parts[:-1]), initial=0)
+        offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=True)]
+        return cls(torch.cat([parts[0].offsets[:1], *offsets]), torch.cat([part.feature for part in parts]))
+
+    def part(self, start: int, stop: int) -> "Fired":
+        """The units from ``start`` until before ``stop``; in the same memory."""
+        offsets = self.offsets[start : stop + 1]
+        low, high = int(offsets[0]), int(offsets[-1])
+        return Fired(offsets - low, self.feature[low:high])
 
 
 def fired_in(units: Units, encoder: Encoder) -> Fired:

@@ -18,6 +18,7 @@ _WIDE: Final = 512  # features of a dictionary that make a block one unit longer
 _SPAN: Final = 256
 _TOGETHER: Final = 0.2  # share of the witnesses in the statistic
 _MOST_PAID: Final = 50.0  # logarithm, in a block
+_MOST_LEADING: Final = 16
 _MOST: Final = float(torch.finfo(torch.float32).max)
 
 
@@ -105,20 +106,34 @@ class FiringDetector:
         """Each feature's part in the statistic at the last detection, float32 [F]; 0 before the first."""
         return self._leading
 
+    @property
+    def leading(self) -> Tensor:
+        """The features that raised the last detection, int64 [c], at most 16, those with the largest part first.
+
+        They are the fewest that make up half of what the features have in it; none where these have the smaller part
+        in it, so that many changed a little.
+        """
+        whole = float(self._leading.sum())
+        if not whole > self._run_length / 2:
+            return torch.zeros(0, dtype=torch.int64)
+        part, feature = self._leading.double().topk(min(_MOST_LEADING, self.features))
+        count = int((part.cumsum(0) < whole / 2).sum()) + 1
+        return feature[:count].cpu()
+
     def update(self, x: Fired) -> list[Detection]:
         """Watch units, in order of time. Raises ReferenceMismatch for features that the dictionary has not."""
         self._check(x)
         x = Fired(x.offsets.to(self._evidence.device), x.feature.to(self._evidence.device))
         first = self.units - self._waiting.units
         self.units += x.units
-        waiting = _joined(self._waiting, x)
+        waiting = Fired.joined([self._waiting, x])
         found: list[Detection] = []
         done, whole = 0, waiting.units // self._block * self._block
         while done < whole:
             count = min(whole - done, self._span - self._spanned.units)
-            found += self._watch(_part(waiting, done, done + count), first + done)
+            found += self._watch(waiting.part(done, done + count), first + done)
             done += count
-        self._waiting = _own(_part(waiting, done, waiting.units))
+        self._waiting = _own(waiting.part(done, waiting.units))
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -162,7 +177,7 @@ class FiringDetector:
         block = unit.div(self._block, rounding_mode="floor")
         together = self._witnesses.pay(feature, unit, blocks, self._block)
         found = self._bet(feature, block, together, first)
-        self._spanned = _own(_joined(self._spanned, part))
+        self._spanned = _own(Fired.joined([self._spanned, part]))
         if self._spanned.units == self._span:
             self._witnesses.learn(self._spanned.feature.long(), _units(self._spanned), self._span)
             self._spanned = _none(feature.device)
@@ -213,20 +228,6 @@ def _units(x: Fired) -> Tensor:
     """The unit in which each feature of ``x`` fired, int64."""
     unit = torch.arange(x.units, device=x.offsets.device)
     return unit.repeat_interleave(x.offsets.diff(), output_size=len(x.feature))
-
-
-def _part(x: Fired, start: int, stop: int) -> Fired:
-    """Units ``start`` to ``stop``."""
-    offsets = x.offsets[start : stop + 1]
-    low, high = int(offsets[0]), int(offsets[-1])
-    return Fired(offsets - low, x.feature[low:high])
-
-
-def _joined(x: Fired, y: Fired) -> Fired:
-    """The units of ``x`` and then those of ``y``."""
-    if not x.units:
-        return y
-    return Fired(torch.cat([x.offsets, y.offsets[1:] + x.offsets[-1]]), torch.cat([x.feature, y.feature]))
 
 
 def _own(x: Fired) -> Fired:

@@ -38,6 +38,8 @@ class NovelUnits:
         self.scorer = NoveltyScorer(reference, generator=generator)
         self.novel = 0
         self.held: deque[NovelUnit] = deque(maxlen=KEPT)
+        self.latest = torch.zeros(0, dtype=torch.bool)
+        """Which of the units of the last update were novel."""
         self.reference_share = float((self.scorer.reference_p <= p).double().mean())
         self.share: NovelShare | None = None
         if self.reference_share > 0:
@@ -48,11 +50,17 @@ class NovelUnits:
         """Units scored."""
         return self.scorer.units
 
+    @property
+    def of_reference(self) -> Tensor:
+        """Which of the reference's units are novel among the others, bool [n]."""
+        return self.scorer.reference_p <= self.p
+
     def update(self, units: Units) -> tuple[list[NovelUnit], list[Detection]]:
         """Score units; those that are novel, and the alarms that there are more of them than there were."""
         p = self.scorer.update(units.mean).p
         alarms = [] if self.share is None else self.share.update(p[:, None])
-        (places,) = (p <= self.p).nonzero(as_tuple=True)  # false for NaN
+        self.latest = p <= self.p  # false for NaN
+        (places,) = self.latest.nonzero(as_tuple=True)
         found = [
             NovelUnit(int(units.request[at]), int(units.end[at]), float(p[at]), units.mean[at].clone())
             for at in places.tolist()

@@ -37,7 +37,7 @@ from hydrophoned.runtime.recorder import Recorder
 from hydrophoned.runtime.stability import StabilityRuns
 from hydrophoned.runtime.streams import StreamRegistry
 from hydrophoned.runtime.worker import LearnerWorker
-from hydrophoned.store import Store, StoreReader, StoreWriter
+from hydrophoned.store import DetectionReader, Store, StoreReader, StoreWriter
 
 _log = logging.getLogger(__name__)
 _HOUSEKEEPING_SECONDS = 1.0
@@ -92,6 +92,7 @@ class Daemon:
             keep_versions=config.store.keep_versions,
             given=self.reader.last_given,
             watch_config=config.watch_config,
+            drifts_told=DetectionReader(self.store).last_told,
         )
         self.producers = ProducerRegistry(max_requests=config.ingest.max_requests)
         self.labelling = Labelling(self.reader, self.writer, config.labels, now_us, niceness=config.daemon.nice)

@@ -10,10 +10,11 @@ from hydrophone_schemas import tables
 from torch import Tensor
 
 from hydrophoned.detect.attribution import LEAST_UNITS, Attribution, Side, attribute
-from hydrophoned.detect.change_point import ChangePoint, change_point
+from hydrophoned.detect.change_point import ChangePoint, Directions, change_point, feature_change_point
 from hydrophoned.detect.errors import InsufficientReference
-from hydrophoned.detect.fired import fired_in
+from hydrophoned.detect.fired import Fired
 from hydrophoned.detect.novel import NovelUnit
+from hydrophoned.detect.novel_share import NovelShare
 from hydrophoned.detect.reference import Reference
 from hydrophoned.detect.units import Units
 from hydrophoned.detect.watch import Ended, Found
@@ -73,14 +74,17 @@ def drift_tables(
     """The row of a drift, and rows of what changed: features, requests that carry it, attributes."""
     drift, alarm, recent = found.drift, found.drift.alarm, found.recent
     reference = drift.reference
-    change = change_point(reference.units.mean, recent.mean, generator=generator)
-    first = _first_changed(change, alarm.began, recent)
+    directions = Directions.of(reference.units.mean, recent.mean)
+    change = _change_point(found, directions, generator)
+    first = _first_changed(change, found)
     after = recent.take(slice(first, None))
-    said = _attribution(found, after, attributes)
+    said = _attribution(found, first, directions, attributes)
+    began, low, high = _times(change, found)
     changed = None if said is None or said.features is None else int((said.features.q <= SURE).sum())
     row = {
         "stream_key": stream_key,
         "number": drift.number,
+        "telling": found.telling,
         "stratum": drift.stratum,
         "detector": alarm.detector,
         "guarantee": str(alarm.guarantee),
@@ -92,9 +96,9 @@ def drift_tables(
         "reference_name": reference.name,
         "reference_version": reference.version,
         "dictionary_version": drift.dictionary_version or None,
-        "change_time": None if change is None else int(recent.start[change.unit]),
-        "change_low": None if change is None else int(recent.start[change.low]),
-        "change_high": None if change is None else int(recent.start[change.high]),
+        "change_time": began,
+        "change_low": low,
+        "change_high": high,
         "units_after": after.count,
         "shift": None if said is None or said.after is None else float(np.nanmean(said.after)),
         "changed_features": changed,
@@ -103,7 +107,7 @@ def drift_tables(
     rows = {"detection": _row(row, tables.DETECTION)}
     if said is None:
         return rows
-    owner = {"stream_key": stream_key, "number": drift.number}
+    owner = {"stream_key": stream_key, "number": drift.number, "telling": found.telling}
     ids = found.encoder.ids if isinstance(found.encoder, FrozenEncoder) else None
     return rows | {
         "detection_feature": _feature_rows(owner, said, ids),
@@ -112,27 +116,62 @@ def drift_tables(
     }
 
 
-def _first_changed(change: ChangePoint | None, began: int | None, recent: Units) -> int:
+def _change_point(found: Found, directions: Directions, generator: torch.Generator) -> ChangePoint | None:
+    """Since when, by what the detector watches: the firings of features, which units are novel, or their means."""
+    alarm = found.drift.alarm
+    if alarm.detector == NovelShare.name and found.novel is not None:
+        reference, recent = (_as_fired(novel) for novel in found.novel)
+        return feature_change_point(reference, recent, torch.zeros(1, dtype=torch.int64), generator=generator)
+    if alarm.features is not None and found.fired is not None:
+        change = feature_change_point(*found.fired, alarm.features, generator=generator)
+        if change is not None:
+            return change
+    means = found.drift.reference.units.mean, found.recent.mean
+    return change_point(*means, generator=generator, directions=directions)
+
+
+def _as_fired(novel: Tensor) -> Fired:
+    """Whether each unit is novel, as if that were a feature's firing."""
+    offsets = torch.zeros(len(novel) + 1, dtype=torch.int64)
+    torch.cumsum(novel, 0, out=offsets[1:])
+    return Fired(offsets, torch.zeros(int(offsets[-1]), dtype=torch.int32))
+
+
+def _times(change: ChangePoint | None, found: Found) -> tuple[int | None, int | None, int | None]:
+    """When the change began, in us, and the ends of the interval for it.
+
+    None of what may have been before all units that are held, where there were earlier ones.
+    """
+    if change is None:
+        return None, None, None
+    at, low, high = (int(found.recent.start[unit]) for unit in (change.unit, change.low, change.high))
+    return at if change.unit or not found.earlier else None, low if change.low or not found.earlier else None, high
+
+
+def _first_changed(change: ChangePoint | None, found: Found) -> int:
     """The place among the latest units from where they count as changed."""
     if change is not None:
         return change.unit
-    return max(0, recent.count - (_LATEST if began is None else max(began + 1, LEAST_UNITS)))
+    began = found.drift.alarm.began
+    before_alarm = _LATEST if began is None else max(began + 1, LEAST_UNITS)
+    return max(0, found.recent.count - before_alarm - found.since)
 
 
-def _attribution(found: Found, after: Units, attributes: Attributes) -> Attribution | None:
-    """What changed between the reference and the units after the change; None where these are too few."""
-    reference = found.drift.reference
+def _attribution(found: Found, first: int, directions: Directions, attributes: Attributes) -> Attribution | None:
+    """What changed between the reference and the units from place ``first`` on; None where these are too few."""
+    reference, after = found.drift.reference, found.recent.take(slice(first, None))
     named: tuple[list[Mapping[str, str]], ...] = (
         [*reference.attributes],
         [attributes(key) for key in after.request.tolist()],
     )
     sides = []
-    for units, own in zip((reference.units, after), named, strict=True):
-        fired = None if found.encoder is None else fired_in(units, found.encoder)
-        sides.append(Side(units.mean, fired, own))
+    fired = (None, None) if found.fired is None else (found.fired[0], found.fired[1].part(first, found.recent.count))
+    for units, of_units, own in zip((reference.units, after), fired, named, strict=True):
+        sides.append(Side(units.mean, of_units, own))
     features = 0 if found.encoder is None else found.encoder.features
+    known = directions.reference, directions.recent[first:]
     try:
-        return attribute(sides[0], sides[1], features=features)
+        return attribute(sides[0], sides[1], features=features, directions=known)
     except InsufficientReference:
         return None
 

@@ -29,6 +29,7 @@ from hydrophoned.store.questions import QuestionReader
 T = TypeVar("T")
 _FLUSH_SECONDS: Final = 20.0
 _OFF: Final[dict[str, Any]] = dict.fromkeys(DriftStatus.model_fields) | {"state": DriftState.OFF, "strata": []}
+_FAILED: Final = "the stream's learner has ended; the daemon's log says why"
 _SHOWN: Final = 10
 """Requests of a group that are named."""
 
@@ -57,7 +58,11 @@ class DriftView:
     def status(self, stream_id: str) -> DriftStatus:
         """The watch over a stream, as it stood a moment ago."""
         stream = self._streams.get(stream_id)
-        return drift_status(stream_id, None if stream is None else stream.worker.status.get("drift"))
+        if stream is None or stream.worker.status:
+            return drift_status(stream_id, None if stream is None else stream.worker.status["drift"])
+        if not stream.worker.alive:
+            return DriftStatus(**_OFF | {"stream": stream_id, "problem": _FAILED})
+        return DriftStatus(**_OFF | {"stream": stream_id, "state": DriftState.STARTING})
 
     async def rebaseline(self, stream_id: str, body: RebaselineBody) -> DriftStatus:
         """Compare the stream with another reference; raises Refused (409) or Unavailable."""
@@ -99,7 +104,8 @@ class DriftView:
         stream = self._streams.get(stream_id)
         watching = None if stream is None else stream.worker.watching
         if watching is None and stream is not None and not stream.worker.status:
-            raise Unavailable(f"the learner of {stream_id} is starting; ask again in a moment")
+            starting = f"the learner of {stream_id} is starting; ask again in a moment"
+            raise Unavailable(starting if stream.worker.alive else _FAILED)
         if watching is None:
             raise Refused(
                 HTTPStatus.CONFLICT,

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -80,13 +80,14 @@ class StreamRegistry:
         keep_versions: int = 1,
         given: Callable[[int], tuple[int, int]] = lambda _: (0, 1),
         watch_config: Callable[[str], WatchConfig | None] = lambda _: None,
+        drifts_told: Callable[[int], tuple[int, Mapping[str, int]]] = lambda _: (0, {}),
     ) -> None:
         self._directory, self._learner_config, self._publish, self._now = directory, learner_config, publish, now
         self._device, self._queue_bytes, self._max_streams = device, queue_bytes, max_streams
         self._keep, self._niceness, self._control_file = keep_checkpoints, niceness, control_file
         self._idle_seconds, self._attributes = idle_seconds, attributes
         self._keep_versions, self._given = keep_versions, given
-        self._watch_config = watch_config
+        self._watch_config, self._drifts_told = watch_config, drifts_told
         self._version_writer = VersionWriter()
         self._resumed: dict[str, State] = {}
         self._by_id: dict[str, Stream] = {}
@@ -166,7 +167,7 @@ class StreamRegistry:
             niceness=self._niceness,
             device=self._device,
             idle_seconds=self._idle_seconds,
-            make_watching=lambda learner: self._make_watching(spec, learner),
+            make_watching=lambda learner: self._make_watching(key, spec, learner),
         )
         stream = Stream(key, spec, created, worker)
         self._by_id[name] = self._by_key[key] = stream
@@ -193,8 +194,11 @@ class StreamRegistry:
         learner.on_version = lambda artefact: self._version_writer.put(directory, artefact, name, origin, keep=keep)
         return learner
 
-    def _make_watching(self, spec: StreamSpec, learner: StreamLearner) -> Watching | None:
-        """The stream's watch, resumed from the learner's checkpoint where that holds one."""
+    def _make_watching(self, key: int, spec: StreamSpec, learner: StreamLearner) -> Watching | None:
+        """The stream's watch, resumed from the learner's checkpoint where that holds one.
+
+        Drifts and references may have been told since then: their numbers are not given again.
+        """
         name = str(spec.id)
         config = self._watch_config(name)
         if config is None:
@@ -203,6 +207,7 @@ class StreamRegistry:
         state = self._resumed.pop(name, None)
         if state is not None:
             watching.load_state(state)
+        watching.reserve(*self._drifts_told(key))
         return watching
 
     def _resumed_learner(self, key: int, spec: StreamSpec, device: torch.device) -> StreamLearner:

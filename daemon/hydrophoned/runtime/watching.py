@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from torch import Tensor
@@ -88,7 +88,7 @@ class Watching:
         Raises InsufficientReference where there are too few, and then keeps the one it has.
         """
         made = self.watch.rebaseline(name=name, source=source, units=units)
-        self._tell_references()
+        self._tell(self.watch.take_closed())
         return {"references": [_told(one) for one in made], "wanted": self.watch.config.reference_units}
 
     def clusters(self) -> list[dict[str, Any]]:
@@ -175,6 +175,9 @@ class Watching:
                 )
             )
             drift = one.drift
+            if one.telling:
+                _log.info("stream %s: drift %d is told again, %d requests later", self.name, drift.number, one.since)
+                continue
             _log.warning(
                 "stream %s drifts (number %d): %s, after %d requests against reference %s",
                 *(self.name, drift.number, drift.alarm.detector, drift.alarm.unit + 1, drift.reference.version),
@@ -196,6 +199,10 @@ class Watching:
 
     # -- state --------------------------------------------------------------------------------------------------
 
+    def reserve(self, drifts: int, references: Mapping[str, int]) -> None:
+        """Go on from these numbers, the highest that the store has of drifts and of each stratum's references."""
+        self.watch.reserve(drifts, references)
+
     def state_dict(self) -> State:
         """State to go on exactly, by part."""
         state = self.watch.state_dict()
@@ -212,7 +219,11 @@ class Watching:
             if _ENCODER in state:
                 encoder = FrozenEncoder.of_state(state[_ENCODER], self.learner.trainer.dictionary.config)
             self.watch.load_state(state, encoder)
-            self._told_references = {name: one.references for name, one in self.watch.comparisons.items()}
+            self._told_references = {
+                name: one.reference.version
+                for name, one in self.watch.comparisons.items()
+                if one.reference is not None
+            }
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             _log.error("the watch over %s begins anew, since its state does not fit: %r", self.name, error)
             self.watch = self._new(self.watch.config)

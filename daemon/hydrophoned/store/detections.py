@@ -46,6 +46,10 @@ class DetectionReader(StoreReader):
         """Novel requests, the latest first: the columns of ``rest.NovelRequest``."""
         return self._query(*novel_sql(stream_key, query))
 
+    def last_told(self, stream_key: int) -> tuple[int, dict[str, int]]:
+        """:meth:`last_drift` and :meth:`last_references`."""
+        return self.last_drift(stream_key), self.last_references(stream_key)
+
     def last_drift(self, stream_key: int) -> int:
         """The highest number of the stream's drifts; 0 where there is none."""
         table = self._query(

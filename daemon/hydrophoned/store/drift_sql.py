@@ -1,9 +1,10 @@
 """SQL of drifts, references and novel requests.
 
-``number`` counts the drifts of one stream. A drift's own row is written when it is found, and may be written again when
-more has come after it to tell of: that with the most ``units_after`` counts. When a drift is over, a row follows in
-``detection_end``, and where another reference of its stratum is taken it is over then. What changed is told by the ids
-of features, which stay, so that labels and places are those of today.
+``number`` counts the drifts of one stream. A drift's own row, and those of what changed, are written when it is found,
+and again when more has come after it to tell of: the last ``telling`` counts. After a crash the same may be told twice,
+and then what was written last counts. When a drift is over, a row follows in ``detection_end``, and where another
+reference of its stratum is taken it is over then. What changed is told by the ids of features, which stay, so that
+labels and places are those of today.
 """
 
 from typing import Any, Final, NamedTuple
@@ -17,7 +18,8 @@ _DETECTIONS: Final = """
     told AS (
         SELECT * FROM detection
         QUALIFY row_number() OVER (
-            PARTITION BY stream_key, number, time ORDER BY units_after DESC NULLS LAST, rowid DESC) = 1),
+            PARTITION BY stream_key, number, time
+            ORDER BY telling DESC, units_after DESC NULLS LAST, rowid DESC) = 1),
     ends AS (
         SELECT stream_key, number, min(time) AS ended FROM (
             FROM detection_end UNION ALL
@@ -26,12 +28,18 @@ _DETECTIONS: Final = """
         GROUP BY stream_key, number)
     SELECT stream, told.stream_key, number, stratum, time, ended, detector, guarantee, unit, statistic, threshold,
            run_length, reference_name, reference_version, nullif(dictionary_version, 0) AS dictionary_version,
-           change_time, change_low, change_high, units_after, shift, changed_features, dictionary_changed
+           change_time, change_low, change_high, telling, units_after, shift, changed_features, dictionary_changed
     FROM told JOIN known USING (stream_key) LEFT JOIN ends USING (stream_key, number)
     WHERE {where} ORDER BY time DESC, told.stream_key DESC, number DESC LIMIT $limit
 """
+_TOLD: Final = """
+    SELECT * FROM {table}
+    WHERE stream_key = $stream AND number = $number
+      AND telling = (SELECT max(telling) FROM detection WHERE stream_key = $stream AND number = $number)
+    QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY rowid DESC) = 1
+"""
 _FEATURES: Final = f"""
-    WITH told AS (SELECT * FROM detection_feature WHERE stream_key = $stream AND number = $number),
+    WITH told AS ({_TOLD.format(table="detection_feature", key="rank")}),
     place AS (
         SELECT feature_id, feature, state FROM feature SEMI JOIN told USING (feature_id) WHERE stream_key = $stream
         QUALIFY row_number() OVER (PARTITION BY feature_id ORDER BY dictionary_version DESC, rowid DESC) = 1),
@@ -41,19 +49,19 @@ _FEATURES: Final = f"""
            units_before, units_after, effect, p, q
     FROM told LEFT JOIN place USING (feature_id) LEFT JOIN best USING (feature_id) ORDER BY told.rank
 """  # noqa: S608  our own text
-REQUESTS: Final = """
-    WITH told AS (SELECT * FROM detection_request WHERE stream_key = $stream AND number = $number),
+REQUESTS: Final = f"""
+    WITH told AS ({_TOLD.format(table="detection_request", key="rank")}),
     named AS (
         SELECT request_key, any_value(id) AS request, any_value(started) AS started FROM request
         SEMI JOIN told USING (request_key) GROUP BY request_key)
     SELECT rank, request, request_key, started, score FROM told LEFT JOIN named USING (request_key) ORDER BY rank
-"""
+"""  # noqa: S608  our own text
 """Statement of ``DetectionReader.detected_requests``."""
-ATTRIBUTES: Final = """
+ATTRIBUTES: Final = f"""
     SELECT attribute, value, units_before, units_after, share_before, share_after, share_q, shift, elsewhere, shift_q
-    FROM detection_attribute WHERE stream_key = $stream AND number = $number
+    FROM ({_TOLD.format(table="detection_attribute", key="attribute, value")})
     ORDER BY least(share_q, shift_q) NULLS LAST, attribute, value
-"""
+"""  # noqa: S608  our own text
 """Statement of ``DetectionReader.detected_attributes``."""
 _REFERENCES: Final = """
     SELECT * EXCLUDE (stream_key) FROM reference WHERE stream_key = $stream AND {where}

@@ -183,6 +183,19 @@ MIGRATIONS: Final = (
             """,
         ),
     ),
+    Migration(
+        4,
+        "drifts that are told again",
+        tuple(
+            statement
+            for table in ("detection", "detection_feature", "detection_request", "detection_attribute")
+            for statement in (
+                f"ALTER TABLE {table} ADD COLUMN telling INTEGER DEFAULT 0",
+                f"ALTER TABLE {table} ALTER COLUMN telling DROP DEFAULT",
+                f"ALTER TABLE {table} ALTER COLUMN telling SET NOT NULL",
+            )
+        ),
+    ),
 )
 
 

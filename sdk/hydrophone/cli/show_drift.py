@@ -13,13 +13,17 @@ _GAUGE_WIDTH: Final = 20
 _CONTAMINATED: Final = 0.01
 _STYLES: Final = {"watching": "bold green", "drifting": "bold red", "insufficient": "bold yellow"}
 _PROMISES: Final = {"run_length": "at any time", "asymptotic": "for large references", "none": "none"}
+_NO_WATCH: Final = {
+    "off": "the daemon watches no stream: drift.enabled = false",
+    "starting": "the stream's learner is starting; ask again in a moment",
+}
 _MOST_FEATURES: Final = 20
 
 
 def status(screen: Screen, answer: Answer) -> None:
     """State, references, detectors with how near they are to an alarm, budget, novelty, and the latest drifts."""
     watch(screen, answer)
-    if answer["state"] != "off":
+    if answer["state"] not in _NO_WATCH:
         _detections(screen, answer["detections"])
 
 
@@ -29,8 +33,9 @@ def watch(screen: Screen, answer: Answer) -> None:
     screen.line((answer["stream"], "bold cyan"), "  ", (state, _STYLES.get(state, "bold")), _since(answer))
     if answer["problem"]:
         screen.line((answer["problem"], "bold yellow"))
-    if state == "off":
-        screen.line("the daemon watches no stream: drift.enabled = false")
+    if state in _NO_WATCH:
+        if not answer["problem"]:
+            screen.line(_NO_WATCH[state])
         return
     if not answer["strata"]:
         screen.line("no request has ended yet")
@@ -56,11 +61,16 @@ def detection(screen: Screen, answer: Answer) -> None:
     promise = _PROMISES.get(own["guarantee"], own["guarantee"])
     screen.line(f"the promise: one false alarm in {own['run_length']:,.0f} requests, {promise}")
     if own["change_time"] is not None:
-        between = f" (between {moment(own['change_low'])} and {moment(own['change_high'])})"
-        screen.line(f"it began about {moment(own['change_time'])}{between if own['change_low'] else ''}")
+        low, high = own["change_low"], moment(own["change_high"])
+        between = f"between {moment(low)} and {high}" if low else f"{high} at the latest"
+        screen.line(f"it began about {moment(own['change_time'])} ({between})")
+    elif own["change_high"] is not None:
+        screen.line(f"it began before the requests that are held, {moment(own['change_high'])} at the latest")
+    if own["units_after"] is not None:
+        again = "" if not own["telling"] else ", told again since it was found"
+        screen.line(f"what follows is of {number(own['units_after'])} requests since it began{again}")
     if own["shift"] is not None:
-        after = number(own["units_after"])
-        screen.line(f"{after} requests since lie {own['shift']:+.2f} standard deviations along the change")
+        screen.line(f"they lie {own['shift']:+.2f} standard deviations along the change")
     if own["dictionary_changed"]:
         version = own["dictionary_version"]
         screen.line(f"features are told by version {version} of the dictionary, before and after; there is a newer one")
@@ -156,10 +166,11 @@ def _detections(screen: Screen, items: list[Answer]) -> None:
             moment(one["change_time"]),
             one["detector"],
             number(one["changed_features"]),
+            number(one["units_after"]),
         ]
         for one in items
     ]
-    columns = ("found", "over", "began about", "detector", "features>")
+    columns = ("found", "over", "began about", "detector", "features>", "told from requests>")
     screen.table(("drift>", *(["part"] if divided else []), *columns), rows)
 
 
