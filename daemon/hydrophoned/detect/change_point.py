@@ -13,7 +13,8 @@ spread), and the units' size. The last two are compared with the quarter of the 
 seen, and under which they would be too small.
 
 The interval is that of the likelihood (Hinkley 1970, "Inference about the change-point in a sequence of random
-variables"), of the units' places along the change.
+variables"), of the units' places along the change. Features that fire in few units have no such places: of these the
+cut and its interval are those of the rates' likelihood, with rates of their own before and after each cut.
 """
 
 from typing import Final, NamedTuple, Self
@@ -119,8 +120,14 @@ def feature_change_point(
     """
     if reference.units < LEAST_REFERENCE or recent.units < LEAST_UNITS or not len(features):
         return None
-    values = _standard(_fires(reference, features), _fires(recent, features))
-    return _surest({"features": (values[0].clamp(max=_CLIP), values[1].clamp(max=_CLIP))}, generator)
+    fires = _fires(reference, features), _fires(recent, features)
+    values = _standard(*fires)
+    values = values[0].clamp(max=_CLIP), values[1].clamp(max=_CLIP)
+    found = _surest({"features": values}, generator)
+    if found is None:
+        return None
+    unit, low, high = _by_rates(*fires)
+    return found._replace(unit=unit, low=low, high=high, strength=_interval(*values, unit)[2])
 
 
 def _surest(views: dict[str, Values], generator: torch.Generator) -> ChangePoint | None:
@@ -225,3 +232,29 @@ def _interval(before: Tensor, values: Tensor, unit: int) -> tuple[int, int, floa
     likelihood = ratio.flip(0).cumsum(0).flip(0)
     (near,) = (likelihood >= likelihood.max() - _WITHIN).nonzero(as_tuple=True)
     return min(int(near[0]), unit), max(int(near[-1]), unit), strength
+
+
+def _by_rates(before: Tensor, values: Tensor) -> tuple[int, int, int]:
+    """The most likely cut, and the first and last that are nearly as likely, of firings [n, c] and [m, c], 0 or 1.
+
+    Features are taken as independent; where they fire together, likelihoods are so much nearer to each other.
+    """
+    before, values = before.double(), values.double()
+    known, units = before.sum(0), len(before) + len(values)
+    after = values.flip(0).cumsum(0).flip(0)
+    count = torch.arange(len(values), 0, -1, dtype=torch.float64, device=values.device)[:, None]
+    rest = known + values.sum(0) - after
+    likelihood = (_of_rates(after, count) + _of_rates(rest, units - count)).sum(1)
+    likelihood[len(values) - min(_LEAST_AFTER, len(values)) + 1 :] = -torch.inf
+    unit = int(likelihood.argmax())
+    rate, rate_after = ((k + 0.5) / (n + 1) for k, n in ((rest[unit], units - count[unit]), (after[unit], count[unit])))
+    weight = rate_after.logit() - rate.logit()
+    own = float((torch.cat([before, values[:unit]]) @ weight).var())
+    alone = float((rate * (1 - rate) * weight.square()).sum())
+    (near,) = (likelihood >= likelihood[unit] - _WITHIN * max(1.0, own / alone)).nonzero(as_tuple=True)
+    return unit, int(near[0]), int(near[-1])
+
+
+def _of_rates(fired: Tensor, units: Tensor) -> Tensor:
+    """Log-likelihood of firings in ``fired`` of so many units, at the rate that makes it largest."""
+    return torch.special.xlogy(fired, fired / units) + torch.special.xlogy(units - fired, 1 - fired / units)

@@ -113,8 +113,52 @@ def test_features_that_fire_more_are_dated():
         others = torch.arange(100, 104)
         assert seed or feature_change_point(reference, recent, others, generator=generator) is None
     assert np.median(errors) <= 10
-    assert covered >= 8
+    assert covered >= 9
     assert feature_change_point(reference, recent, torch.arange(0), generator=generator) is None
+
+
+@pytest.mark.parametrize(("rate", "after", "most"), [(0.4, 60, 3), (0.1, 120, 15)])
+def test_the_interval_holds_of_what_is_rare_too(rate, after, most):
+    """One feature that fired in one of a hundred units, such as that a unit is novel."""
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        reference, before = (firings_made.units(np.array([0.01]), n, rng) for n in (600, 240))
+        recent = firings_made.joined(before, firings_made.units(np.array([rate]), after, rng))
+        generator = torch.Generator().manual_seed(seed)
+        found.append(feature_change_point(reference, recent, torch.arange(1), generator=generator))
+    found = [one for one in found if one is not None]
+    assert len(found) >= 16
+    assert np.median([abs(one.unit - 240) for one in found]) <= most
+    assert np.mean([one.low <= 240 <= one.high for one in found]) >= 0.9
+    assert all(one.low <= one.unit <= one.high and one.strength > 0 for one in found)
+
+
+def test_the_interval_holds_where_features_fire_together():
+    found = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        rate = np.full(40, 0.05)
+        more = np.where(np.arange(40) < 10, 2.0, 1.0) * rate
+        draw, draw_after = (
+            firings_made.topical(one, 0, np.random.default_rng(99), topics=6, spread=1.2) for one in (rate, more)
+        )
+        recent = firings_made.joined(draw(300), draw_after(100))
+        generator = torch.Generator().manual_seed(seed)
+        found.append(feature_change_point(draw(600), recent, torch.arange(10), generator=generator))
+    found = [one for one in found if one is not None]
+    assert len(found) >= 9
+    assert np.mean([one.low <= 300 <= one.high for one in found]) >= 0.9
+
+
+def test_features_that_fire_as_before_are_not_dated():
+    found = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        reference, recent = (firings_made.units(np.full(8, 0.05), n, rng) for n in (500, 300))
+        generator = torch.Generator().manual_seed(seed)
+        found.append(feature_change_point(reference, recent, torch.arange(8), generator=generator))
+    assert sum(one is not None for one in found) <= 6  # 2 expected
 
 
 def test_what_is_not_finite_is_passed_over():
