@@ -76,6 +76,10 @@ def test_a_watch_that_cannot_begin_says_what_it_waits_for():
     assert "no request has ended yet" in shown(show_drift.status, watch(state="collecting", strata=[]))
     off = dict.fromkeys(watch()) | {"stream": "toy@1/x", "state": "off", "strata": [], "detections": []}
     assert shown(show_drift.status, off) == "toy@1/x  off\nthe daemon watches no stream: drift.enabled = false\n"
+    starting = shown(show_drift.status, off | {"state": "starting"})
+    assert starting == "toy@1/x  starting\nthe stream's learner is starting; ask again in a moment\n"
+    ended = shown(show_drift.status, off | {"problem": "the stream's learner has ended"})
+    assert ended == "toy@1/x  off\nthe stream's learner has ended\n"
 
 
 def test_the_parts_of_a_divided_stream_are_told_apart():
@@ -93,6 +97,7 @@ def test_the_parts_of_a_divided_stream_are_told_apart():
     assert "6 requests were left out" in text
     assert "novel requests (p <= 0.01): 7 of 70 (10.00%)\n" in text
     assert text.splitlines()[-1].split()[:2] == ["4", "tenant=b"]
+    assert text.splitlines()[-1].split()[-2:] == ["12", "30"]
 
 
 def test_a_drift_says_when_what_and_who():
@@ -123,7 +128,12 @@ def test_a_drift_says_when_what_and_who():
     bare = {"detection": drift(change_time=None, shift=None), "features": [], "requests": [], "attributes": []}
     text = shown(show_drift.detection, bare)
     assert "which features changed is not known" in text
-    assert "it began" not in text
+    assert "it began before the requests that are held, 2026-01-31" in text
+    unknown = bare | {"detection": drift(change_time=None, change_low=None, change_high=None, units_after=None)}
+    assert "it began" not in shown(show_drift.detection, unknown)
+    once = bare | {"detection": drift(change_low=None, telling=0)}
+    text = shown(show_drift.detection, once)
+    assert "at the latest)\nwhat follows is of 30 requests since it began\n" in text
 
 
 @pytest.mark.parametrize("arguments", [["toy@1/x"], ["status", "toy@1/x"], ["show", "toy@1/x", "1"]])

@@ -33,8 +33,8 @@ class Alarm(NamedTuple):
     """A detector's alarm at the ``unit``-th unit watched since the reference was taken, which ended at ``time`` (us).
 
     ``began`` is how many units before that the change began by the detector's own estimate, None where it has none;
-    ``direction`` [d] is what the change is along, of raw units, and ``features`` int64 [c] are those that changed; None
-    where the detector does not tell.
+    ``direction`` [d] is what the change is along, of raw units, None where the detector does not tell; ``features`` are
+    those that raised it, none where it does not tell.
     """
 
     detector: str
@@ -46,7 +46,7 @@ class Alarm(NamedTuple):
     run_length: float
     began: int | None
     direction: Tensor | None
-    features: Tensor | None = None
+    features: tuple[int, ...] = ()
 
 
 class Comparison:
@@ -281,7 +281,7 @@ class Comparison:
             run_length=detector.false_alarm_budget,
             began=None if found.began is None else max(0, found.unit - found.began),
             direction=detector.direction if isinstance(detector, EDetector) else None,
-            features=detector.leading if isinstance(detector, FiringDetector) else None,
+            features=found.features,
         )
 
     # -- state --------------------------------------------------------------------------------------------------

@@ -24,13 +24,15 @@ class Guarantee(StrEnum):
 class Detection(NamedTuple):
     """A detector's statistic reached its threshold at unit ``unit``, counted from 0 since the detector was made.
 
-    ``began`` is the detector's own estimate of the first changed unit, None where it has none.
+    ``began`` is the detector's own estimate of the first changed unit, None where it has none. ``features`` are those of
+    a dictionary that raised it, none where it cannot tell.
     """
 
     unit: int
     statistic: float
     threshold: float
     began: int | None = None
+    features: tuple[int, ...] = ()
 
 
 class Detector(Protocol):

@@ -18,7 +18,7 @@ _WIDE: Final = 512  # features of a dictionary that make a block one unit longer
 _SPAN: Final = 256
 _TOGETHER: Final = 0.2  # share of the witnesses in the statistic
 _MOST_PAID: Final = 50.0  # logarithm, in a block
-_MOST_LEADING: Final = 16
+_MOST_NAMED: Final = 16
 _MOST: Final = float(torch.finfo(torch.float32).max)
 
 
@@ -105,20 +105,6 @@ class FiringDetector:
     def evidence(self) -> Tensor:
         """Each feature's part in the statistic at the last detection, float32 [F]; 0 before the first."""
         return self._leading
-
-    @property
-    def leading(self) -> Tensor:
-        """The features that raised the last detection, int64 [c], at most 16, those with the largest part first.
-
-        They are the fewest that make up half of what the features have in it; none where these have the smaller part
-        in it, so that many changed a little.
-        """
-        whole = float(self._leading.sum())
-        if not whole > self._run_length / 2:
-            return torch.zeros(0, dtype=torch.int64)
-        part, feature = self._leading.double().topk(min(_MOST_LEADING, self.features))
-        count = int((part.cumsum(0) < whole / 2).sum()) + 1
-        return feature[:count].cpu()
 
     def update(self, x: Fired) -> list[Detection]:
         """Watch units, in order of time. Raises ReferenceMismatch for features that the dictionary has not."""
@@ -210,10 +196,24 @@ class FiringDetector:
             of_witnesses.mul_(pay_together)
             statistic = self.statistic
             if statistic >= self._run_length:
-                found.append(Detection(first + (i + 1) * self._block - 1, statistic, self._run_length))
                 self._leading = (evidence * self._weight)[: -Witnesses.bets].view(-1, BETS).sum(1)
+                unit, named = first + (i + 1) * self._block - 1, _named(self._leading, statistic)
+                found.append(Detection(unit, statistic, self._run_length, features=named))
                 evidence.zero_()
         return found
+
+
+def _named(part: Tensor, statistic: float) -> tuple[int, ...]:
+    """The fewest features that make up half of what all have in the statistic, at most 16, the largest part first.
+
+    None where witnesses have most of it: many changed a little.
+    """
+    whole = float(part.sum(dtype=torch.float64))
+    if not whole > statistic / 2:
+        return ()
+    most, feature = part.double().topk(min(_MOST_NAMED, len(part)))
+    count = int((most.cumsum(0) < whole / 2).sum()) + 1
+    return tuple(feature[:count].tolist())
 
 
 def _paid(logarithm: Tensor) -> Tensor:

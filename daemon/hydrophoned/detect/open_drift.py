@@ -60,9 +60,8 @@ class OpenDrift:
     def of_state(cls, state: dict[str, Any]) -> "OpenDrift":
         """The drift whose state this is."""
         alarm = Alarm(**{name: state.get(f"alarm.{name}") for name in Alarm._fields})
-        drift = cls(
-            state["number"], alarm._replace(guarantee=Guarantee(alarm.guarantee)), state["dictionary_version"]
-        )
+        alarm = alarm._replace(guarantee=Guarantee(alarm.guarantee), features=tuple(alarm.features))
+        drift = cls(state["number"], alarm, state["dictionary_version"])
         for name in ("last", "told", "longest_wait", "tellings"):
             setattr(drift, name, state[name])
         return drift

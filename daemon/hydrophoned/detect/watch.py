@@ -249,7 +249,7 @@ class StreamWatch:
         encoder, alarm = comparison.encoder, going_on.alarm
         version = 0 if encoder is None else encoder.version
         if version != going_on.dictionary_version:
-            alarm = alarm._replace(features=None)  # features of another version
+            alarm = alarm._replace(features=())  # features of another version
         earlier = comparison.watched - comparison.recent.count
         count = going_on.last + 1 - earlier
         if count < LEAST_UNITS:

@@ -122,8 +122,8 @@ def _change_point(found: Found, directions: Directions, generator: torch.Generat
     if alarm.detector == NovelShare.name and found.novel is not None:
         reference, recent = (_as_fired(novel) for novel in found.novel)
         return feature_change_point(reference, recent, torch.zeros(1, dtype=torch.int64), generator=generator)
-    if alarm.features is not None and found.fired is not None:
-        change = feature_change_point(*found.fired, alarm.features, generator=generator)
+    if alarm.features and found.fired is not None:
+        change = feature_change_point(*found.fired, torch.tensor(alarm.features), generator=generator)
         if change is not None:
             return change
     means = found.drift.reference.units.mean, found.recent.mean

@@ -103,6 +103,20 @@ def test_the_most_extreme_case_has_the_p_value_of_one_way_among_all(n):
     assert expected - 0.01 <= math.log(p) <= expected + max(0.02 * abs(expected), 3)
 
 
+def test_very_small_p_values_are_told_apart():
+    """Half of 2,000 units are of A, in which ever more of the 500 values lie."""
+    n, p = 2000, []
+    in_a = np.arange(n) < n // 2
+    for more in (110, 140, 170, 200):
+        x = np.zeros(n)
+        x[: 250 + more] = 1.0
+        x[n // 2 : n // 2 + 250 - more] = 1.0
+        p.append(rank_test(columns_of(x[:, None]), in_a, np.zeros(n, dtype=int)).p[0])
+    assert all(one > LEAST_P for one in p)
+    assert p[0] < 1e-16
+    assert all(two < 1e-6 * one for one, two in itertools.pairwise(p))
+
+
 def test_under_the_null_p_values_are_not_too_small():
     rng = np.random.default_rng(3)
     n, features = 150, 4000

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import firings_made
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from hydrophoned.detect.along import along
 from hydrophoned.detect.attribution import Side, attribute, firing_units
 from hydrophoned.detect.errors import InsufficientReference, ReferenceMismatch
-from hydrophoned.detect.exchange import Exchange, discovery_q, mean_test, share_test, student_p
+from hydrophoned.detect.exchange import LEAST_P, Exchange, discovery_q, mean_test, share_test, student_p
 from hydrophoned.detect.fired import Fired
 
 F = 1200
@@ -307,6 +308,19 @@ def test_a_block_at_the_change_counts_on_the_side_of_most_of_its_units():
 def test_student_p_is_within_a_tenth_of_the_tables():
     for freedom, t, p in ((5, 2.5706, 0.05), (5, 6.8688, 0.001), (10, 2.2281, 0.05), (30, 3.6460, 0.001)):
         assert student_p(np.array([t]), freedom)[0] == pytest.approx(p, rel=0.1)
+
+
+def test_small_p_values_are_told_apart_down_to_the_smallest_number():
+    """With many degrees of freedom Student's t is the normal distribution, whose tails the error function tells."""
+    t = np.array([8.2, 9.0, 20.0, 37.0])
+    expected = [math.erfc(one / 2**0.5) for one in t]
+    np.testing.assert_allclose(student_p(t, 1e12), expected, rtol=1e-6)
+    np.testing.assert_allclose(student_p(-t, 1e12), expected, rtol=1e-6)
+    assert student_p(np.array([50.0]), 1e12)[0] == LEAST_P
+    noise = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([torch.zeros(500, 1), torch.ones(500, 1)])
+    p = [mean_test(x + size * noise, Exchange.between(500, 500)).p[0] for size in (0.5, 0.7, 0.9)]
+    assert LEAST_P < p[0] < 1e-20 * p[1] < 1e-40 * p[2]
 
 
 def test_q_values_are_those_of_benjamini_and_hochberg():

@@ -173,6 +173,23 @@ def test_a_feature_that_has_never_fired_is_found_when_it_begins_to_and_named():
     assert found
     assert int(watching.evidence.argmax()) == 77
     assert float(watching.evidence[77]) > 0.8 * found[-1].statistic
+    assert {one.features for one in found} == {(77,)}
+
+
+def test_the_features_that_raised_it_are_named_unless_many_changed_a_little():
+    rng = np.random.default_rng(3)
+    rate = rates(F, rng)
+    rate[:3] = 0.08
+    reference = units(rate, REFERENCE, rng)
+    few = rate.copy()
+    few[:3] *= 2.5
+    (first, *_) = detector(reference).update(units(few, 1000, rng))
+    assert set(first.features) <= {0, 1, 2}
+    assert first.features
+    _, many = raised(0.1, 1.2)(rate, rng)
+    found = detector(reference).update(units(many, 3000, rng))
+    assert found
+    assert () in {one.features for one in found}
 
 
 def test_a_feature_that_has_always_fired_is_found_when_it_stops():

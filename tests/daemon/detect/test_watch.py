@@ -181,7 +181,31 @@ def test_a_drift_over_another_version_of_the_dictionary_is_told_by_that():
     assert [(one.drift.dictionary_version, one.telling) for one in first + second] == [(1, 0), (2, 1)]
     assert torch.equal(second[0].fired[1].feature, fired_in(second[0].recent, again).feature)
     assert torch.equal(second[0].fired[0].feature, fired_in(second[0].drift.reference.units, again).feature)
-    assert second[0].drift.alarm.features is None
+    assert second[0].drift.alarm.features == ()
+
+
+def test_the_firing_detector_says_which_features_raised_it():
+    class Rare(Signs):
+        """Three features, each of one coordinate of a row."""
+
+        features = 3
+
+        def encode(self, x):
+            fires = torch.stack([x[:, 3] > 1.6, x[:, 4] > 1.6, x[:, 5] > 1], 1)
+            return Codes(torch.arange(3).expand(len(x), 3).to(torch.int32), fires.float())
+
+    watch = StreamWatch(WIDTH, config())
+    watch.use_dictionary(Rare())
+    assert fed(watch, (500, 0, 1)) == []
+    given = units(200, seed=2, start=500)
+    odd = torch.arange(0, 200, 2)
+    given.sample[odd, :, 3] = 2.0  # rows change and means do not
+    told = watch.take(given)
+    assert [one.drift.alarm.detector for one in told][0] == "firing"
+    assert told[0].drift.alarm.features == (0,)
+    other = StreamWatch(WIDTH, config())
+    other.load_state(watch.state_dict(), Rare())
+    assert same(tuple(other._open[ALL].state_dict().items()), tuple(watch._open[ALL].state_dict().items()))
 
 
 def test_features_that_fire_more_often_are_told_by_the_firing_detector_too():

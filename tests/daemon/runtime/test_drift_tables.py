@@ -40,7 +40,7 @@ def fired(rate, count, generator):
 
 
 def found(
-    seed, *, detector="betting", changed=60, before=240, shift=0.0, factor=1.0, novel=0.01, features=None, began=None,
+    seed, *, detector="betting", changed=60, before=240, shift=0.0, factor=1.0, novel=0.01, features=(), began=None,
     since=0, earlier=0, telling=0,
 ):  # fmt: skip
     """A drift of which ``changed`` units are after the change and ``before`` unlike that, of 600 in the reference."""
@@ -61,7 +61,7 @@ def found(
     )  # fmt: skip
     alarm = Alarm(
         detector, Guarantee.RUN_LENGTH, earlier + count - 1 - since, (600 + count) * SECOND, 900.0, 800.0, 800.0, began,
-        None, None if features is None else torch.tensor(features),
+        None, tuple(features),
     )  # fmt: skip
     return Found(
         Drift(5, "", alarm, reference, 3), units(mean[600:], 600), Coder(), telling, since, earlier,

@@ -16,6 +16,7 @@ from hydrophoned.store import (
     export_tables,
     label_table,
 )
+from hydrophoned.store.migrations import MIGRATIONS, migrate
 from test_store_queries import request, tokens
 from test_store_versions import features
 
@@ -80,6 +81,54 @@ def test_of_a_drift_that_is_told_again_the_fullest_telling_counts(store, reader)
     assert table["number"].to_pylist() == [2, 1]
     assert table["units_after"].to_pylist() == [None, 30]
     assert times(table, "change_time") == [None, START - SECOND]
+
+
+def test_all_that_is_shown_of_a_drift_is_of_its_last_telling(store, reader):
+    found = START - 60 * SECOND
+    store.write(drift(1, START, change=found) | about(1, features=((3, 1),), requests=((11, 1.0),), tenants=("a", "b")))
+    store.write(drift(2, START) | about(2))
+    again = about(1, features=((7, 2), (8, 3)), requests=((21, 3.0), (22, 2.0)), tenants=("c",), telling=1)
+    store.write(drift(1, START, change=found + SECOND, telling=1, after=12) | again)  # its time is told better by now
+    table = reader.detections(DetectionQuery(9, number=1))
+    assert (table["telling"].to_pylist(), table["units_after"].to_pylist()) == ([1], [12])
+    assert times(table, "change_time") == [found + SECOND]
+    assert reader.detected_features(7, 1)["index"].to_pylist() == [7, 8]
+    assert reader.detected_requests(7, 1)["request_key"].to_pylist() == [21, 22]
+    assert reader.detected_attributes(7, 1)["value"].to_pylist() == ["c"]
+    assert reader.detected_features(7, 2)["index"].to_pylist() == [3, 9]
+    # after a crash the same is told twice
+    store.write(drift(1, START, change=found, telling=1, after=13) | again)
+    assert reader.detections(DetectionQuery(9, number=1))["units_after"].to_pylist() == [13]
+    assert reader.detected_features(7, 1)["index"].to_pylist() == [7, 8]
+    assert reader.detected_requests(7, 1).num_rows == 2
+    assert reader.detected_attributes(7, 1).num_rows == 1
+    # a telling of which nothing can be said shows nothing of the one before
+    store.write(drift(1, START, telling=2))
+    assert reader.detections(DetectionQuery(9, number=1))["units_after"].to_pylist() == [None]
+    assert reader.detected_features(7, 1).num_rows == 0
+    # the macros of the file say the same
+    with store.cursor() as cursor:
+        rows = cursor.execute("SELECT number, telling, units_after FROM detections()").fetchall()
+        assert sorted(rows) == [(1, 2, None), (2, 0, None)]
+        assert cursor.execute("FROM detection_features('toy@1/layers.0', 1)").fetchall() == []
+
+
+def test_drifts_of_a_file_from_before_they_were_told_again_are_first_tellings(tmp_path):
+    path = tmp_path / "old.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        migrate(connection, MIGRATIONS[:3])
+        for name, table in (drift(1, START) | about(1)).items():
+            old = table.drop_columns("telling")
+            connection.register("old", old)
+            connection.execute(f"INSERT INTO {name} SELECT * FROM old")  # noqa: S608  our own names
+            connection.unregister("old")
+    with Store(path) as store:
+        store.write({"stream": GeneratedStream(key=7).stream_row()})
+        reader = DetectionReader(store)
+        assert reader.detections(DetectionQuery(9))["telling"].to_pylist() == [0]
+        assert reader.detected_features(7, 1).num_rows == 2
+        store.write(drift(1, START, telling=1) | about(1, features=((5, 5),), telling=1))
+        assert reader.detected_features(7, 1)["index"].to_pylist() == [5]
 
 
 def test_a_drift_is_over_when_another_reference_of_its_part_is_taken(store, reader):
