@@ -112,7 +112,7 @@ class DriftStratum(RestModel):
 
 
 class DriftStatus(RestModel):
-    """The watch over a stream as it stands now. All but stream, state and problem are null or empty while there is none."""
+    """The watch over a stream as it stands now. Without one, all but stream, state and problem are null or empty."""
 
     stream: str = Field(description="id of the stream")
     state: DriftState = Field(
@@ -173,7 +173,7 @@ class RebaselineBody(RestModel):
 
 
 class Detection(RestModel):
-    """A drift: from a detector's alarm until none has raised one for a while. One that stays is one, told ever better."""
+    """A drift: from a detector's alarm until none has raised one for a while. It is shown as it was last told."""
 
     stream: str = Field(description="id of the stream")
     number: Count = Field(description="number of the drift; it counts those of the stream")
@@ -196,8 +196,8 @@ class Detection(RestModel):
         "requests that are held"
     )
     change_low: Time | None = Field(
-        description="lower end of an interval for it, which holds the true time in 9 of 10 cases or more; null where it "
-        "may have been before all requests that are held"
+        description="lower end of an interval for it, which holds the true time in 9 of 10 cases or more; null where "
+        "that may have been before all requests that are held"
     )
     change_high: Time | None = Field(description="upper end of that interval")
     telling: Count = Field(

@@ -257,4 +257,5 @@ def _by_rates(before: Tensor, values: Tensor) -> tuple[int, int, int]:
 
 def _of_rates(fired: Tensor, units: Tensor) -> Tensor:
     """Log-likelihood of firings in ``fired`` of so many units, at the rate that makes it largest."""
-    return torch.special.xlogy(fired, fired / units) + torch.special.xlogy(units - fired, 1 - fired / units)
+    rate = fired / units
+    return torch.xlogy(fired, rate) + torch.xlogy(units - fired, 1 - rate)

@@ -24,8 +24,8 @@ class Guarantee(StrEnum):
 class Detection(NamedTuple):
     """A detector's statistic reached its threshold at unit ``unit``, counted from 0 since the detector was made.
 
-    ``began`` is the detector's own estimate of the first changed unit, None where it has none. ``features`` are those of
-    a dictionary that raised it, none where it cannot tell.
+    ``began`` is the detector's own estimate of the first changed unit, None where it has none. ``features`` of a
+    dictionary are those that raised it, none where it cannot tell.
     """
 
     unit: int

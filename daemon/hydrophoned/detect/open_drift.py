@@ -59,9 +59,9 @@ class OpenDrift:
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> "OpenDrift":
         """The drift whose state this is."""
-        alarm = Alarm(**{name: state.get(f"alarm.{name}") for name in Alarm._fields})
-        alarm = alarm._replace(guarantee=Guarantee(alarm.guarantee), features=tuple(alarm.features))
-        drift = cls(state["number"], alarm, state["dictionary_version"])
+        alarm: dict[str, Any] = {name: state.get(f"alarm.{name}") for name in Alarm._fields}
+        alarm |= {"guarantee": Guarantee(alarm["guarantee"]), "features": tuple(alarm["features"])}
+        drift = cls(state["number"], Alarm(**alarm), state["dictionary_version"])
         for name in ("last", "told", "longest_wait", "tellings"):
             setattr(drift, name, state[name])
         return drift

@@ -10,7 +10,9 @@ from hydrophoned.detect.fired import Fired
 
 
 class _Part(NamedTuple):
-    count: int
+    """Some units that came together."""
+
+    units: int
     fired: Fired | None
     novel: Tensor | None
 
@@ -23,20 +25,19 @@ class RecentFindings:
         self._parts: deque[_Part] = deque()
         self.count = 0
 
-    def add(self, count: int, fired: Fired | None, novel: Tensor | None) -> None:
-        """Take in ``count`` units, ``novel`` bool [count]; None: not known. The oldest beyond the capacity go."""
-        if not count:
+    def add(self, units: int, fired: Fired | None, novel: Tensor | None) -> None:
+        """Take in so many units, ``novel`` bool [units]; None: not known. The oldest beyond the capacity go."""
+        if not units:
             return
-        self._parts.append(_Part(count, fired, novel))
-        self.count += count
-        while self.count - self._parts[0].count >= self.capacity:
-            self.count -= self._parts.popleft().count
+        self._parts.append(_Part(units, fired, novel))
+        self.count += units
+        while self.count - self._parts[0].units >= self.capacity:
+            self.count -= self._parts.popleft().units
         over = self.count - self.capacity
         if over > 0:
-            part = self._parts[0]
-            fired = None if part.fired is None else part.fired.part(over, part.count)
-            novel = None if part.novel is None else part.novel[over:]
-            self._parts[0] = _Part(part.count - over, fired, novel)
+            units, fired, novel = self._parts[0]
+            fired = None if fired is None else fired.part(over, units)
+            self._parts[0] = _Part(units - over, fired, None if novel is None else novel[over:])
             self.count = self.capacity
 
     def forget_features(self) -> None:
@@ -45,38 +46,17 @@ class RecentFindings:
 
     def tell_features(self, fired: Fired) -> None:
         """Take in which features fired in all of the units."""
-        novel = self.novel()
-        self._parts = deque([_Part(self.count, fired, novel)])
+        self._parts = deque([_Part(self.count, fired, self.novel())])
 
     def fired(self) -> Fired | None:
         """Of all units, the oldest first; None where it is not known of some, or there are none."""
-        whole = self._whole()
-        return None if whole is None else whole.fired
+        known = [part.fired for part in self._parts if part.fired is not None]
+        return Fired.joined(known) if 0 < len(known) == len(self._parts) else None
 
     def novel(self) -> Tensor | None:
         """Bool, likewise."""
-        whole = self._whole()
-        return None if whole is None else whole.novel
-
-    def _whole(self) -> _Part | None:
-        if len(self._parts) > 1:
-            fired = [part.fired for part in self._parts if part.fired is not None]
-            novel = [part.novel for part in self._parts if part.novel is not None]
-            known = len(self._parts)
-            if not (0 < len(fired) < known or 0 < len(novel) < known):
-                one = _Part(
-                    self.count,
-                    Fired.joined(fired) if fired else None,
-                    torch.cat(novel) if novel else None,
-                )
-                self._parts = deque([one])
-            else:
-                return _Part(
-                    self.count,
-                    Fired.joined(fired) if len(fired) == known else None,
-                    torch.cat(novel) if len(novel) == known else None,
-                )
-        return self._parts[0] if self._parts else None
+        known = [part.novel for part in self._parts if part.novel is not None]
+        return torch.cat(known) if 0 < len(known) == len(self._parts) else None
 
     def clear(self) -> None:
         """Forget them."""

@@ -220,9 +220,7 @@ class Watching:
                 encoder = FrozenEncoder.of_state(state[_ENCODER], self.learner.trainer.dictionary.config)
             self.watch.load_state(state, encoder)
             self._told_references = {
-                name: one.reference.version
-                for name, one in self.watch.comparisons.items()
-                if one.reference is not None
+                name: one.reference.version for name, one in self.watch.comparisons.items() if one.reference is not None
             }
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             _log.error("the watch over %s begins anew, since its state does not fit: %r", self.name, error)

@@ -137,11 +137,10 @@ def test_the_interval_holds_of_what_is_rare_too(rate, after, most):
 def test_the_interval_holds_where_features_fire_together():
     found = []
     for seed in range(12):
-        rng = np.random.default_rng(seed)
         rate = np.full(40, 0.05)
         more = np.where(np.arange(40) < 10, 2.0, 1.0) * rate
         draw, draw_after = (
-            firings_made.topical(one, 0, np.random.default_rng(99), topics=6, spread=1.2) for one in (rate, more)
+            firings_made.topical(one, 0, np.random.default_rng(seed), topics=6, spread=1.2) for one in (rate, more)
         )
         recent = firings_made.joined(draw(300), draw_after(100))
         generator = torch.Generator().manual_seed(seed)

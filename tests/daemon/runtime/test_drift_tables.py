@@ -22,10 +22,10 @@ class Coder:
 
 
 def units(mean, start=0):
-    count = len(mean)
-    time = torch.arange(start, start + count) * SECOND
-    ones = torch.ones(count, dtype=torch.int64)
-    return Units(mean, ones, torch.arange(start, start + count), time, time + SECOND // 2, mean[:, None].bfloat16(), ones)
+    number = torch.arange(start, start + len(mean))
+    ones = torch.ones_like(number)
+    time = number * SECOND
+    return Units(mean, ones, number, time, time + SECOND // 2, mean[:, None].bfloat16(), ones)
 
 
 def tenant(key):

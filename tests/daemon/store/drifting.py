@@ -28,7 +28,8 @@ def drift(
         "reference_name": ["default"], "reference_version": [reference_version],
         "dictionary_version": [dictionary_version], "change_time": [change],
         "change_low": [None if change is None else change - minute],
-        "change_high": [None if change is None else change + minute], "units_after": [None if change is None else after],
+        "change_high": [None if change is None else change + minute],
+        "units_after": [None if change is None else after],
         "shift": [None if change is None else 1.5], "changed_features": [2], "dictionary_changed": [False],
         "telling": [telling],
     }  # fmt: skip
