@@ -201,4 +201,5 @@ class LearnerWorker:
     def _fail_remaining(self) -> None:
         while self._tasks:
             _, _, future, _ = self._tasks.popleft()
-            future.set_exception(RuntimeError(f"the learner of {self.name} has ended"))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(RuntimeError(f"the learner of {self.name} has ended"))

@@ -2,8 +2,8 @@
 
 ``number`` counts the drifts of one stream. A drift's own row, and those of what changed, are written when it is found,
 and again when more has come after it to tell of: the last ``telling`` counts. After a crash the same may be told twice,
-and then what was written last counts. When a drift is over, a row follows in ``detection_end``, and where another
-reference of its stratum is taken it is over then. What changed is told by the ids of features, which stay, so that
+and then what was written last counts. When a drift is over, a row follows in ``detection_end``; where another reference
+of its stratum is taken, or another drift of it is found, it is over then. What changed is told by the ids of features, which stay, so that
 labels and places are those of today.
 """
 
@@ -24,7 +24,10 @@ _DETECTIONS: Final = """
         SELECT stream_key, number, min(time) AS ended FROM (
             FROM detection_end UNION ALL
             SELECT stream_key, number, made AS time FROM detection JOIN reference USING (stream_key, stratum)
-            WHERE made >= detection.time)
+            WHERE made >= detection.time
+            UNION ALL
+            SELECT stream_key, one.number, next.time FROM detection AS one
+            JOIN detection AS next USING (stream_key, stratum) WHERE next.number > one.number)
         GROUP BY stream_key, number)
     SELECT stream, told.stream_key, number, stratum, time, ended, detector, guarantee, unit, statistic, threshold,
            run_length, reference_name, reference_version, nullif(dictionary_version, 0) AS dictionary_version,

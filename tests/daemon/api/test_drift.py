@@ -1,6 +1,8 @@
 """Drift over REST, of a real daemon whose stream changes: found, told, and taken for the new normal."""
 
 import asyncio
+import shutil
+import threading
 import time
 
 import numpy as np
@@ -13,6 +15,7 @@ from hydrophoned.runtime.backend import DaemonBackend
 from hydrophoned.runtime.clock import now_us
 from hydrophoned.runtime.config import load_config
 from hydrophoned.runtime.daemon import Daemon
+from hydrophoned.runtime.streams import StreamRegistry
 from loopback import Api
 from test_api_problems import JSON, problem
 
@@ -185,6 +188,129 @@ def test_what_is_here_to_stay_becomes_the_reference(changed):
     waited = api.post(f"{BASE}/references", data=b"{}", headers=JSON)
     assert waited.status == 202
     assert rest.DriftStatus.model_validate_json(waited.body).state is rest.DriftState.COLLECTING
+
+
+def test_a_watch_that_is_being_made_says_so_and_one_that_cannot_be_made_too(tmp_path, monkeypatch):
+    watched = Watched(tmp_path)
+    try:
+        watched.send(5)
+        watched.close()
+        goes_on = threading.Event()
+        make = StreamRegistry._make_learner
+        monkeypatch.setattr(StreamRegistry, "_make_learner", lambda *given: goes_on.wait(60) and make(*given))
+        asyncio.run(watched._start())
+        api = Api(watched.backend)
+        assert api.get(f"{BASE}/drift").json["state"] == "starting"
+        refused = problem(api.post(f"{BASE}/references", data=b"{}", headers=JSON), 503, "unavailable")
+        assert "is starting" in refused.detail
+        goes_on.set()
+        watched._await_learner()
+        assert status(api).state is rest.DriftState.COLLECTING
+        watched.close()
+
+        def fail(*_):
+            raise RuntimeError("no memory")
+
+        monkeypatch.setattr(StreamRegistry, "_make_learner", fail)
+        asyncio.run(watched._start())
+        watched.daemon.streams.by_key(watched.key).worker.join(60)
+        api = Api(watched.backend)
+        failed = status(api)
+        assert (failed.state, failed.drifts) == (rest.DriftState.OFF, None)
+        assert "has ended" in failed.problem
+        refused = problem(api.post(f"{BASE}/references", data=b"{}", headers=JSON), 503, "unavailable")
+        assert "has ended" in refused.detail
+    finally:
+        watched.close()
+
+
+QUICK = {"reference_units": 256, "recent_units": 200}
+
+
+def test_numbers_of_drifts_and_references_go_on_after_a_lost_checkpoint(tmp_path):
+    """Without any checkpoint all begins anew but for the numbers; with an older one the same reference goes on."""
+    watched = Watched(tmp_path, QUICK)
+    folder = tmp_path / "streams" / "toy@1%2Flayers.0"
+    try:
+        watched.send(300)
+        asyncio.run(watched.daemon.checkpoint())
+        shutil.copytree(folder, tmp_path / "older")
+        watched.send(60, raised=16)
+        api = Api(watched.backend)
+        (first,) = api.get("/v1/detections").json["items"]
+        assert (first["number"], first["reference_version"], first["ended"]) == (1, 1, None)
+
+        watched.close()
+        shutil.rmtree(folder)
+        shutil.move(tmp_path / "older", folder)
+        asyncio.run(watched._start())
+        watched._await_learner()
+        api = Api(watched.backend)
+        assert (status(api).state, status(api).drifts) == (rest.DriftState.WATCHING, 1)
+        watched.send(60, raised=16)
+        second, first = api.get("/v1/detections").json["items"]
+        assert (second["number"], second["reference_version"], second["ended"]) == (2, 1, None)
+        assert first["ended"] == second["time"]
+
+        watched.close()
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        asyncio.run(watched._start())
+        watched._await_learner()
+        api = Api(watched.backend)
+        assert (status(api).state, status(api).drifts, status(api).strata) == (rest.DriftState.COLLECTING, 2, [])
+        watched.send(300)
+        assert status(api).strata[0].reference.version == 2
+        watched.send(60, raised=16)
+        third, second, _ = api.get("/v1/detections").json["items"]
+        assert (third["number"], third["reference_version"]) == (3, 2)
+        assert second["ended"] is not None
+        assert [one["version"] for one in api.get(f"{BASE}/references").json["items"]] == [2, 1]
+    finally:
+        watched.close()
+
+
+def test_a_drift_is_told_again_over_rest_and_once_more_when_a_reference_ends_it(tmp_path):
+    watched = Watched(tmp_path, QUICK)
+    try:
+        watched.send(300)
+        api = Api(watched.backend)
+        seen = {}
+        for _ in range(16):
+            watched.send(20, raised=16)
+            if api.get("/v1/detections").json["items"]:
+                detail = rest.DetectionDetail.model_validate_json(api.get(f"{BASE}/detections/1").body)
+                seen.setdefault(detail.detection.telling, detail)
+        assert sorted(seen) == [0, 1, 2]
+        after = [seen[telling].detection.units_after for telling in (0, 1, 2)]
+        assert after[0] < 64 <= after[1] < after[2] <= 200
+        assert len({(one.detection.time, one.detection.number, one.detection.unit) for one in seen.values()}) == 1
+        for telling, detail in seen.items():
+            assert detail.detection.telling == telling
+            assert {one.units_after for one in detail.features} <= {detail.detection.units_after}
+            assert detail.detection.changed_features == sum(one.q <= 0.1 for one in detail.features)
+        assert seen[1].detection.changed_features > seen[0].detection.changed_features
+        # 300 units later the change is before all that are held
+        assert seen[1].detection.change_time is not None
+        assert (seen[2].detection.change_time, seen[2].detection.change_low) == (None, None)
+        assert len(api.get("/v1/detections").json["items"]) == 1
+        watched.send(256)
+        watched.send(200)
+        ended = api.get("/v1/detections").json["items"][0]
+        assert ended["ended"] is not None
+        assert status(api).state is rest.DriftState.WATCHING
+
+        watched.send(60, raised=16)
+        before = rest.DetectionDetail.model_validate_json(api.get(f"{BASE}/detections/2").body).detection
+        asked = api.post(f"{BASE}/references", data=b"{}", headers=JSON)
+        assert asked.status == 202
+        after = rest.DetectionDetail.model_validate_json(api.get(f"{BASE}/detections/2").body).detection
+        assert before.ended is None
+        assert after.ended is not None
+        assert after.telling == before.telling + 1
+        assert after.units_after > before.units_after
+    finally:
+        watched.close()
 
 
 def test_a_daemon_that_watches_nothing_says_so(tmp_path):

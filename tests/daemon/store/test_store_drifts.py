@@ -52,8 +52,10 @@ def counts(store, *names):
 
 
 def test_drifts_are_listed_latest_first_with_their_end_and_page_by_page(store, reader):
-    for number in (1, 2, 3):
-        store.write(drift(number, START + number * HOUR, change=START + number * HOUR - 60 * SECOND))
+    for number, stratum in ((1, "a"), (2, "b"), (3, "c")):
+        store.write(
+            drift(number, START + number * HOUR, stratum=stratum, change=START + number * HOUR - 60 * SECOND)
+        )
     store.write(drift(1, START + 2 * HOUR, key=8, detector="firing", dictionary_version=0))
     store.write(end(1, START + 90 * 60 * SECOND))
     table = reader.detections(DetectionQuery(10))
@@ -132,13 +134,22 @@ def test_drifts_of_a_file_from_before_they_were_told_again_are_first_tellings(tm
 
 
 def test_a_drift_is_over_when_another_reference_of_its_part_is_taken(store, reader):
-    for number, stratum in ((1, "a"), (2, "b"), (3, "a")):
+    for number, stratum in ((1, "a"), (2, "b"), (3, "c")):
         store.write(drift(number, START + number * HOUR, stratum=stratum))
     store.write(reference(1, stratum="a", made=START) | end(3, START + 4 * HOUR))
     store.write(reference(2, stratum="a", made=START + 5 * HOUR))
     store.write(reference(3, stratum="a", made=START + 6 * HOUR))
     store.write(reference(2, stratum="a", made=START + 2 * HOUR, key=8))
+    store.write(reference(2, stratum="c", made=START + 5 * HOUR))
     assert times(reader.detections(DetectionQuery(9)), "ended") == [START + 4 * HOUR, None, START + 5 * HOUR]
+
+
+def test_a_drift_whose_end_was_lost_is_over_when_the_next_one_of_its_part_is_found(store, reader):
+    for number, stratum in ((1, "a"), (2, "b"), (3, "a"), (4, "a")):
+        store.write(drift(number, START + number * HOUR, stratum=stratum))
+    store.write(end(3, START + 3 * HOUR + SECOND) | drift(5, START + 9 * HOUR, stratum="b", key=8))
+    ended = [None, None, START + 3 * HOUR + SECOND, None, START + 3 * HOUR]
+    assert times(reader.detections(DetectionQuery(9)), "ended") == ended
 
 
 def test_drifts_of_one_stream_or_of_a_range(store, reader):
