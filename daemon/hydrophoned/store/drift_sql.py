@@ -3,8 +3,8 @@
 ``number`` counts the drifts of one stream. A drift's own row, and those of what changed, are written when it is found,
 and again when more has come after it to tell of: the last ``telling`` counts. After a crash the same may be told twice,
 and then what was written last counts. When a drift is over, a row follows in ``detection_end``; where another reference
-of its stratum is taken, or another drift of it is found, it is over then. What changed is told by the ids of features, which stay, so that
-labels and places are those of today.
+of its stratum is taken, or another drift of it is found, it is over then. What changed is told by the ids of features,
+which stay, so that labels and places are those of today.
 """
 
 from typing import Any, Final, NamedTuple

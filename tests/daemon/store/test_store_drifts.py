@@ -53,9 +53,7 @@ def counts(store, *names):
 
 def test_drifts_are_listed_latest_first_with_their_end_and_page_by_page(store, reader):
     for number, stratum in ((1, "a"), (2, "b"), (3, "c")):
-        store.write(
-            drift(number, START + number * HOUR, stratum=stratum, change=START + number * HOUR - 60 * SECOND)
-        )
+        store.write(drift(number, START + number * HOUR, stratum=stratum, change=START + number * HOUR - 60 * SECOND))
     store.write(drift(1, START + 2 * HOUR, key=8, detector="firing", dictionary_version=0))
     store.write(end(1, START + 90 * 60 * SECOND))
     table = reader.detections(DetectionQuery(10))
