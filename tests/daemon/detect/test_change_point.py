@@ -4,7 +4,8 @@ import firings_made
 import numpy as np
 import pytest
 import torch
-from hydrophoned.detect.change_point import LEAST_UNITS, change_point, feature_change_point
+from hydrophoned.detect.attribution import Side, attribute
+from hydrophoned.detect.change_point import LEAST_UNITS, Directions, change_point, feature_change_point
 
 D = 48
 SPREAD = torch.arange(1, D + 1).float() ** -0.5  # coordinates of very unequal variance, mixed
@@ -196,6 +197,31 @@ def test_too_few_units_tell_nothing():
     assert told(reference, recent[: LEAST_UNITS - 1]) is None
     assert told(reference[:20], recent) is None
     assert told(reference, recent[:LEAST_UNITS]).unit == 2
+
+
+def test_many_blocks_and_few_tell_the_same(monkeypatch):
+    """Products of blocks are worked out beforehand only where they are few."""
+    for size in (0.3, 0.5):
+        few = told(*stream(partial(shifted, size=size), 8), 4)
+        monkeypatch.setattr("hydrophoned.detect.change_point._PRODUCTS", 0)
+        assert told(*stream(partial(shifted, size=size), 8), 4) == few
+        monkeypatch.undo()
+
+
+def test_directions_that_are_known_tell_the_same():
+    reference, recent = stream(partial(shifted, size=0.5), 8)
+    recent[3, 2] = torch.nan
+    known = Directions.of(reference, recent)
+    one = told(reference, recent, directions=known)
+    assert one is not None
+    assert one == told(reference, recent)
+    before, after = Side(reference), Side(recent[one.unit :])
+    pair = known.reference, known.recent[one.unit :]
+    found = attribute(before, after, directions=pair)
+    # the whitening is of three quarters of the reference, and of all of it
+    own = attribute(before, after)
+    assert found.direction.length == pytest.approx(own.direction.length, rel=0.1)
+    assert np.corrcoef(found.after, own.after)[0, 1] > 0.9
 
 
 def test_the_same_generator_tells_the_same():
